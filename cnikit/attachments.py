@@ -1,0 +1,189 @@
+"""Attachments, and the cache of what ADD gave for each: what CHECK, DEL and GC need to know later.
+
+The cache is libcni's, file for file, so that either can delete what the other added: FOLDER/results holds a file
+NETWORK-CONTAINER-IFNAME for each attachment. Since all three may contain hyphens, two attachments can share a file
+name; what the file says counts, and an entry of another attachment is never taken for one's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cnikit import jsontext, spec
+from cnikit.errors import CniError, invalid_environment
+from cnikit.fields import Fields
+from cnikit.networks import Network
+
+DEFAULT_FOLDER = "/var/lib/cni"
+
+_KIND = "cniCacheV1"
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """An interface of a container, to be attached to a network; what CNI_* variables and runtimeConfig say of it.
+
+    Raises CniError (code 4) when a field cannot be what it should be.
+    """
+
+    container: str
+    ifname: str = "eth0"
+    netns: str = ""  # a path; a DEL may come without
+    args: tuple[tuple[str, str], ...] = ()  # CNI_ARGS
+    capabilities: Mapping[str, Any] = field(default_factory=dict)  # by capability: portMappings, bandwidth, ...
+
+    def __post_init__(self) -> None:
+        if not spec.is_name(self.container):
+            raise invalid_environment("CNI_CONTAINERID", f"{self.container!r} is no container id")
+        if fault := spec.ifname_fault(self.ifname):
+            raise invalid_environment("CNI_IFNAME", fault, self.ifname)
+        for pair in self.args:
+            if not all(pair) or any(c in text for text in pair for c in ";="):
+                raise invalid_environment("CNI_ARGS", f"invalid pair {'='.join(pair)!r}", "write KEY=VALUE;KEY=VALUE")
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells attachments to one network apart."""
+        return self.container, self.ifname
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A cache entry: an attachment to a network, and the result of its ADD as JSON."""
+
+    network: str
+    attachment: Attachment
+    result: dict[str, Any]
+
+
+class Cache:
+    """Results by attachment, in files. Writing raises CniError (code 5), reading takes a broken file for none."""
+
+    def __init__(self, folder: str | Path = DEFAULT_FOLDER) -> None:
+        self._results = Path(folder) / "results"
+
+    def find(self, network: str, attachment: Attachment) -> Cached | None:
+        """Return the entry of an attachment, None when there is none."""
+        cached = _read(self._file(network, attachment))
+        same = cached and cached.network == network and cached.attachment.key == attachment.key
+        return cached if same else None
+
+    def holder(self, attachment: Attachment) -> Cached | None:
+        """Return the entry that has this interface of this container, whatever its network."""
+        for file in self._files():
+            if file.name.endswith(f"-{attachment.container}-{attachment.ifname}"):
+                cached = _read(file)
+                if cached and cached.attachment.key == attachment.key:
+                    return cached
+        return None
+
+    def of(self, network: str) -> tuple[Cached, ...]:
+        """Return a network's entries, sorted by file name."""
+        entries = (_read(file) for file in self._files() if file.name.startswith(f"{network}-"))
+        return tuple(cached for cached in entries if cached and cached.network == network)
+
+    def broken(self, network: str) -> tuple[Path, ...]:
+        """Return the files that can only be told by their name to belong to the network."""
+        return tuple(file for file in self._files() if file.name.startswith(f"{network}-") and not _read(file))
+
+    def store(self, network: Network, attachment: Attachment, result: Mapping[str, Any]) -> None:
+        """Write an entry: wholly or not at all, also when the power fails."""
+        file = self._file(network.name, attachment)
+        data = jsontext.encode(_document(network, attachment, result), indent=None).encode()
+        try:
+            self._results.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _replace(file, data)
+        except OSError as e:
+            raise CniError(spec.IO_FAILURE, f"{file}: {e.strerror}", "the result cannot be cached") from None
+
+    def forget(self, network: str, attachment: Attachment) -> None:
+        """Remove an entry; none there is fine."""
+        file = self._file(network, attachment)
+        if _read(file) and not self.find(network, attachment):
+            return
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as e:
+            raise CniError(spec.IO_FAILURE, f"{file}: {e.strerror}", "the cached result cannot be removed") from None
+
+    def _file(self, network: str, attachment: Attachment) -> Path:
+        return self._results / f"{network}-{attachment.container}-{attachment.ifname}"
+
+    def _files(self) -> Iterator[Path]:
+        try:
+            names = sorted(os.listdir(self._results))
+        except FileNotFoundError:
+            names = []
+        except OSError as e:
+            raise CniError(spec.IO_FAILURE, f"{self._results}: {e.strerror}") from None
+        return (self._results / name for name in names if not name.startswith("."))
+
+
+def _document(network: Network, attachment: Attachment, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry's JSON, its keys in libcni's order, and left out where libcni leaves them out."""
+    shown = {
+        "kind": _KIND,
+        "containerId": attachment.container,
+        "config": base64.b64encode(network.source).decode(),
+        "ifName": attachment.ifname,
+        "networkName": network.name,
+        "netns": attachment.netns,
+        "cniArgs": attachment.args,
+        "capabilityArgs": dict(attachment.capabilities),
+        "result": dict(result),
+    }
+    return {key: value for key, value in shown.items() if value}
+
+
+def _read(file: Path) -> Cached | None:
+    try:
+        raw = jsontext.decode(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(raw, dict):
+        return None
+    try:
+        f = Fields(raw)
+        cached = Cached(f.string("networkName"), _attachment(f), _object(f, "result"))
+        return cached if f.string("kind") == _KIND and spec.is_name(cached.network) else None
+    except CniError:
+        return None
+
+
+def _attachment(f: Fields) -> Attachment:
+    args = f.raw("cniArgs") or []
+    pairs = [[text for text in pair if isinstance(text, str)] for pair in args if isinstance(pair, list)]
+    if len(pairs) != len(args) or any(len(pair) != 2 for pair in pairs):
+        raise f.invalid("cniArgs", "expected pairs of strings")
+    return Attachment(
+        container=f.string("containerId"),
+        ifname=f.string("ifName"),
+        netns=f.string("netns"),
+        args=tuple((key, value) for key, value in pairs),
+        capabilities=_object(f, "capabilityArgs"),
+    )
+
+
+def _object(f: Fields, key: str) -> dict[str, Any]:
+    f.object(key)
+    return dict(f.raw(key) or {})
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Put data in a file's place, on disk before the name is."""
+    handle, temporary = tempfile.mkstemp(prefix=".", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        os.unlink(temporary)
+        raise

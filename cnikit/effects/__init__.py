@@ -1,0 +1,1 @@
+"""The only code that changes the world: kernel, namespaces, sysctls, delegates, leases."""

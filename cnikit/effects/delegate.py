@@ -1,0 +1,174 @@
+"""Running another plugin: the IPAM plugin a configuration names (specification section 4).
+
+A delegate is looked up in CNI_PATH. When what is found there belongs to our own installation it runs inside this
+process, which saves a start-up; anything else is executed, with the environment, the configuration and the namespace
+this plugin was given.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+from time import sleep
+
+from cnikit import jsontext, result, spec
+from cnikit.errors import CniError, invalid_config, invalid_environment
+from cnikit.fields import Fields
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnikit.flow import Plugin
+    from cnikit.request import Request
+
+ETXTBSY = 26
+_BUSY_TRIES = 5
+_BUSY_PAUSE = 0.2  # seconds
+_MANIFEST = "executables"
+
+
+def ipam_type(request: Request) -> str:
+    """Return `ipam.type`, "" for a network without addresses."""
+    ipam = request.config.object("ipam")
+    kind = ipam.string("type")
+    if "/" in kind or "\0" in kind or kind in (".", ".."):
+        raise ipam.invalid("type", f"{kind!r} is no plugin's name")
+    return kind
+
+
+def serve(request: Request, verb: str) -> result.Result | None:
+    """Run a verb of the network's IPAM plugin; return the result of an ADD. Raises CniError."""
+    kind = ipam_type(request)
+    path = find(kind, request.path)
+    own = _own_plugin(kind, path)
+    request = request.replace(verb=verb)
+    if own is not None:
+        return own.serve(request)
+    try:
+        return execute(path, kind, request)
+    except CniError:
+        # "If the IPAM plugin's ADD fails, the plugin must run it again with DEL" -- section 4. Ours undo themselves.
+        if verb == "ADD":
+            _release(path, kind, request)
+        raise
+
+
+def _release(path: str, kind: str, request: Request) -> None:
+    try:
+        execute(path, kind, request.replace(verb="DEL"))
+    except CniError as e:
+        posix.write(2, f"ipam.type: {kind}: DEL after its ADD failed: {e}\n".encode("utf-8", "backslashreplace"))
+
+
+def find(kind: str, path: str) -> str:
+    """Return the file of a plugin in CNI_PATH. Raises CniError naming what was searched."""
+    if not path:
+        raise invalid_environment("CNI_PATH", f"is empty, so ipam.type {kind} cannot be found")
+    for folder in path.split(":"):
+        file = f"{folder}/{kind}"
+        try:
+            if folder and posix.stat(file).st_mode & 0o170000 == 0o100000:
+                return file
+        except (OSError, ValueError):
+            continue
+    raise invalid_config("ipam.type", f"failed to find plugin {kind} in path {path}", "CNI_PATH names the folders")
+
+
+def _own_plugin(kind: str, path: str) -> Plugin | None:
+    """Return the plugin when the file found is the one that was built together with this executable."""
+    if not hasattr(sys, "frozen"):
+        return None
+    home = sys.prefix.rpartition("/")[0]
+    try:
+        found, ours = posix.stat(path), posix.stat(f"{home}/{kind}")
+        listed = _read(f"{sys.prefix}/{_MANIFEST}")
+    except OSError:
+        return None
+    # Another suite's host-local may have been put beside our bridge: then the size differs from the build's list.
+    same = (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+    if not same or f"{kind} {found.st_size}" not in listed.split("\n"):
+        return None
+    name = "cnikit.ipam." + kind.replace("-", "_")
+    __import__(name)
+    plugin: Plugin = sys.modules[name].PLUGIN
+    return plugin
+
+
+def _read(path: str) -> str:
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(fd, 1 << 16).decode()
+    finally:
+        posix.close(fd)
+
+
+def execute(path: str, kind: str, request: Request) -> result.Result | None:
+    """Run a plugin as a process; return the result of an ADD. Raises CniError, the plugin's own where it gave one."""
+    status, out, err = _run(path, {**request.environ, "CNI_COMMAND": request.verb}, request.stdin)
+    if err:
+        posix.write(2, err)
+    said = err.decode("utf-8", "backslashreplace").strip()
+    if status != 0:
+        raise _failure(kind, status, out, said)
+    if request.verb != "ADD":
+        return None
+    given = _document(out)
+    if given is None:
+        raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {kind} gave no result but {out[:200]!r}", said)
+    return result.parse(given, request.version)
+
+
+def _failure(kind: str, status: int, out: bytes, said: str) -> CniError:
+    given = _document(out)
+    if given is not None and given.has("code") and given.has("msg"):
+        code = given.integer("code", high=2**63)
+        return CniError(code, f"{kind}: {given.string('msg')}", given.string("details"))
+    how = f"exit status {status}" if status > 0 else f"signal {-status}"
+    return CniError(spec.DELEGATE_FAILED, f"ipam.type: {kind} failed with {how} and no error message", said)
+
+
+def _document(out: bytes) -> Fields | None:
+    try:
+        value = jsontext.decode(out)
+    except ValueError:
+        return None
+    return Fields(value) if isinstance(value, dict) else None
+
+
+def _run(path: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes, bytes]:
+    """Run an executable; return exit status (negative: the signal), stdout and stderr.
+
+    All three streams are memory files: nothing can deadlock, and a process the plugin leaves behind holds nobody up.
+    """
+    streams = [posix.memfd_create(name, posix.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
+    try:
+        _fill(streams[0], stdin)
+        actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
+        pid = _spawn(path, environ, actions)
+        _, status = posix.waitpid(pid, 0)
+        return posix.waitstatus_to_exitcode(status), _content(streams[1]), _content(streams[2])
+    finally:
+        for fd in streams:
+            posix.close(fd)
+
+
+def _spawn(path: str, environ: dict[str, str], actions: list[tuple[int, int, int]]) -> int:
+    for attempt in range(_BUSY_TRIES):
+        try:
+            return posix.posix_spawn(path, [path], environ, file_actions=actions)
+        except OSError as e:
+            # Somebody is just writing it: an installation under running calls.
+            if e.errno != ETXTBSY or attempt == _BUSY_TRIES - 1:
+                raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {path} cannot be run: {e.strerror}") from None
+        sleep(_BUSY_PAUSE)
+    raise AssertionError("the last try returns or raises")
+
+
+def _fill(fd: int, data: bytes) -> None:
+    written = 0
+    while written < len(data):
+        written += posix.write(fd, data[written:])
+    posix.lseek(fd, 0, 0)
+
+
+def _content(fd: int) -> bytes:
+    return posix.pread(fd, posix.fstat(fd).st_size, 0)

@@ -1,0 +1,306 @@
+"""One network namespace of the running kernel: reads what is there, makes and removes the objects of a plan.
+
+The netlink socket belongs to the namespace it was opened in, so links, addresses and routes need no further setns(2);
+sysctls do, as /proc/sys/net is that of the reader.
+"""
+
+from __future__ import annotations
+
+import posix
+from time import monotonic, sleep
+
+from cnikit import spec
+from cnikit.address import parse_cidr, parse_mac
+from cnikit.effects import netns, sysctl
+from cnikit.effects.netlink import Socket
+from cnikit.errors import CniError
+from cnikit.netlink import rtnetlink
+from cnikit.objects import (
+    CONTAINER,
+    HOST,
+    Address,
+    Alias,
+    Bridge,
+    Carrier,
+    Device,
+    Port,
+    Promiscuous,
+    Refusal,
+    Remove,
+    Route,
+    Settled,
+    Sysctl,
+    Up,
+    Veth,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from cnikit.netlink.codec import Message
+    from cnikit.netlink.rtnetlink import BoundAddress, KernelRoute, Link
+    from cnikit.objects import Change, Object
+    from cnikit.request import Request
+
+ENOENT, ESRCH, EEXIST, ENODEV, EADDRNOTAVAIL, ETIMEDOUT = 2, 3, 17, 19, 99, 110
+_MISSING = (ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL)
+
+# Seconds. A veth has its carrier in a millisecond, DAD ends after 1 to 2 s.
+CARRIER_PATIENCE = 5.0
+DAD_PATIENCE = 10.0
+
+
+class Kernel:
+    """A namespace, as objects.Namespace describes it."""
+
+    def __init__(self, fd: int | None = None, container: int | None = None) -> None:
+        """Open the namespace fd, the process's own without one; container is where the peers of its veths go."""
+        self._fd = fd
+        self._container = container
+        with netns.Inside(fd):
+            self._socket = Socket()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was read: something has changed."""
+        self._links: dict[str, Link] = {}
+        self._addresses: dict[str, list[BoundAddress]] = {}
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def link(self, name: str) -> Link | None:
+        """Return the link of that name."""
+        link = self._links.get(name)
+        if link is None:
+            # Absence is not remembered: a veth's peer comes to be by a change in the other namespace.
+            link = self._get(rtnetlink.get_link(name=name))
+            if link:
+                self._links[name] = link
+        return link
+
+    def link_at(self, index: int) -> Link | None:
+        """Return the link with that index."""
+        return self._get(rtnetlink.get_link(index=index))
+
+    def _get(self, message: Message) -> Link | None:
+        answer = self._socket.exchange([message])[0]
+        if answer.errno == ENODEV:
+            return None
+        if answer.errno:
+            raise OSError(answer.errno, answer.why or posix.strerror(answer.errno))
+        return rtnetlink.link(answer.bodies[0])
+
+    def links(self) -> list[Link]:
+        """Return all links."""
+        return [rtnetlink.link(body) for body in self._socket.dump(rtnetlink.dump_links())]
+
+    def addresses(self, name: str) -> list[BoundAddress]:
+        """Return the addresses of a link."""
+        link = self.link(name)
+        if link is None:
+            return []
+        if name not in self._addresses:
+            bodies = self._socket.dump(rtnetlink.dump_addresses(link.index))
+            self._addresses[name] = [rtnetlink.bound_address(body) for body in bodies]
+        return self._addresses[name]
+
+    def routes(self, af: int) -> list[KernelRoute]:
+        """Return the routes of a family, of all tables."""
+        return [rtnetlink.kernel_route(body) for body in self._socket.dump(rtnetlink.dump_routes(af))]
+
+    def sysctl(self, name: str) -> str:
+        """Return a sysctl's value. Raises OSError."""
+        with netns.Inside(self._fd):
+            return sysctl.read(name)
+
+    def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
+        """Do these in order, netlink messages that stand together in one sendmsg. See objects.Namespace."""
+        outcomes: list[Refusal | None] = []
+        waiting: list[tuple[Change, Message]] = []
+        for change in changes:
+            message = self._encode(change)
+            if message is None and waiting:
+                # It is no message, or it is about a link that one of the waiting messages makes.
+                outcomes += self._send(waiting)
+                waiting = []
+                if any(outcomes):
+                    return outcomes
+                message = self._encode(change)
+            if message is None:
+                outcomes.append(self._do(change))
+            else:
+                waiting.append((change, message))
+        return outcomes + self._send(waiting)
+
+    def _encode(self, change: Change) -> Message | None:
+        """Return the change as a message; None when it is none, or its link is not there."""
+        encoders = _REMOVE if isinstance(change, Remove) else _MAKE
+        encoder = encoders.get(type(change.what))
+        return encoder(self, change.what) if encoder else None
+
+    def _send(self, waiting: list[tuple[Change, Message]]) -> list[Refusal | None]:
+        if not waiting:
+            return []
+        self._forget()
+        answers = self._socket.exchange([message for _, message in waiting])
+        return [
+            Refusal(answer.errno, answer.why) if answer.errno and not _forgiven(change, answer.errno) else None
+            for (change, _), answer in zip(waiting, answers, strict=True)
+        ]
+
+    def _do(self, change: Change) -> Refusal | None:
+        """Do what is no message."""
+        what = change.what
+        if isinstance(what, Sysctl):
+            return self._write(what)
+        if isinstance(what, Carrier):
+            return self._wait(what, CARRIER_PATIENCE)
+        if isinstance(what, Settled):
+            return self._wait(what, DAD_PATIENCE)
+        return None if isinstance(change, Remove) else Refusal(ENODEV, "")
+
+    def _write(self, what: Sysctl) -> Refusal | None:
+        try:
+            with netns.Inside(self._fd):
+                sysctl.write(what.name, what.value)
+        except OSError as e:
+            return None if what.optional else Refusal(e.errno or 0, e.strerror or "")
+        return None
+
+    def _wait(self, what: Carrier | Settled, patience: float) -> Refusal | None:
+        deadline, pause = monotonic() + patience, 0.0005
+        while True:
+            self._forget()
+            fault = what.fault({what.where: self})
+            if not fault:
+                return None
+            if monotonic() > deadline:
+                return Refusal(ETIMEDOUT, fault)
+            sleep(pause)
+            pause = min(pause * 2, 0.02)
+
+    def index(self, name: str) -> int:
+        """Return a link's index, 0 when there is none of that name."""
+        link = self.link(name)
+        return link.index if link else 0
+
+    def container_fd(self) -> int:
+        """Return the descriptor of the namespace the peers of veths are made in."""
+        if self._container is None:
+            raise OSError(ENOENT, "no container namespace is open")
+        return self._container
+
+
+def _forgiven(change: Change, errno: int) -> bool:
+    if isinstance(change, Remove):
+        return errno in _MISSING
+    # Two sources may give the very same route: ipam's routes and isDefaultGateway, say.
+    return errno == EEXIST and isinstance(change.what, Route)
+
+
+def _make_bridge(kernel: Kernel, what: Bridge) -> Message:
+    # Locally administered, unicast. Left to itself a bridge takes its lowest port's, and changes as containers go.
+    mac = bytes(((mac := posix.urandom(6))[0] & 0xFC | 0x02, *mac[1:]))
+    return rtnetlink.new_bridge(what.name, mac, what.mtu)
+
+
+def _make_veth(kernel: Kernel, what: Veth) -> Message:
+    mac = parse_mac(what.mac) if what.mac else b""
+    master = kernel.index(what.bridge) if what.bridge else 0
+    return rtnetlink.new_veth(what.name, what.peer, kernel.container_fd(), master, what.mtu, mac)
+
+
+def _make_address(kernel: Kernel, what: Address) -> Message | None:
+    index = kernel.index(what.name)
+    return rtnetlink.new_address(index, *parse_cidr(what.cidr), what.broadcast(), what.dad) if index else None
+
+
+def _make_route(kernel: Kernel, what: Route) -> Message | None:
+    index = kernel.index(what.name)
+    return rtnetlink.new_route(*what.to_kernel(index), what.mtu, what.advmss) if index else None
+
+
+def _remove_link(kernel: Kernel, what: Veth | Device) -> Message | None:
+    index = kernel.index(what.name)
+    return rtnetlink.del_link(index) if index else None
+
+
+def _remove_address(kernel: Kernel, what: Address) -> Message | None:
+    index = kernel.index(what.name)
+    return rtnetlink.del_address(index, *parse_cidr(what.cidr)) if index else None
+
+
+_MAKE: dict[type[Object], Callable[[Kernel, Any], Message | None]] = {
+    Bridge: _make_bridge,
+    Veth: _make_veth,
+    Alias: lambda _, what: rtnetlink.set_alias(what.name, what.alias),
+    Port: lambda _, what: rtnetlink.set_port(what.name, what.hairpin, what.isolated),
+    Up: lambda _, what: rtnetlink.set_flags(what.name, rtnetlink.IFF_UP, rtnetlink.IFF_UP),
+    Promiscuous: lambda _, what: rtnetlink.set_flags(what.name, rtnetlink.IFF_PROMISC, rtnetlink.IFF_PROMISC),
+    Address: _make_address,
+    Route: _make_route,
+}
+_REMOVE: dict[type[Object], Callable[[Kernel, Any], Message | None]] = {
+    Veth: _remove_link,
+    Device: _remove_link,
+    Up: lambda _, what: rtnetlink.set_flags(what.name, 0, rtnetlink.IFF_UP),
+    Address: _remove_address,
+}
+
+
+class World:
+    """The host's namespace and, opened when it is first asked for, the container's."""
+
+    def __init__(self, container: int | None = None) -> None:
+        """Take the container's namespace as an open descriptor, and close it with the world; None when it is gone."""
+        self._container = container
+        self._open: dict[str, Kernel] = {HOST: Kernel(None, container)}
+
+    def __getitem__(self, where: str) -> Kernel:
+        """Return the namespace HOST or CONTAINER."""
+        if where not in self._open:
+            if self._container is None:
+                raise LookupError(f"there is no {where} namespace")
+            self._open[CONTAINER] = Kernel(self._container)
+        return self._open[where]
+
+    def has_container(self) -> bool:
+        """Tell whether there is a container's namespace."""
+        return self._container is not None
+
+    def is_container(self, sandbox: str) -> bool:
+        """Tell whether a path names the container's namespace, whatever the path's spelling."""
+        return self._container is not None and netns.is_same(self._container, sandbox)
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for kernel in self._open.values():
+            kernel.close()
+        if self._container is not None:
+            posix.close(self._container)
+
+
+def open_world(request: Request) -> World:
+    """Open the namespaces a request is about: for DEL one that is gone is left out, for ADD and CHECK it must be there.
+
+    Raises CniError (8).
+    """
+    try:
+        fd = netns.open_netns(request.netns)
+    except FileNotFoundError:
+        if request.verb == "DEL":
+            return World()
+        raise netns.missing(request.netns) from None
+    override = request.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")
+    if netns.is_own(fd) and not override:
+        posix.close(fd)
+        raise CniError(
+            spec.INVALID_NETNS, "plugin's netns and netns from CNI_NETNS should not be the same", request.netns
+        )
+    return World(fd)

@@ -1,0 +1,79 @@
+"""Netlink sockets: requests sent in one sendmsg, answers matched to them."""
+
+from __future__ import annotations
+
+from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+
+from cnikit.netlink.codec import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Message, error, frame, replies
+from cnikit.value import Value
+
+NETLINK_ROUTE = 0
+SOL_NETLINK = 270
+NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
+
+_BUFFER = 1 << 17
+_DUMP_TRIES = 10
+
+
+class Answer(Value):
+    """What came back for one request: 0 or an errno, the kernel's explanation, and the bodies of its messages."""
+
+    errno: int
+    why: str
+    bodies: list[bytes]
+
+
+class Socket:
+    """A netlink socket of the namespace it is made in."""
+
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+        self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
+        self._sequence = 0
+
+    def exchange(self, messages: list[Message]) -> list[Answer]:
+        """Send requests together, each with NLM_F_ACK; return their answers in order.
+
+        The kernel works through all of them, whatever becomes of the earlier ones.
+        """
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        self._socket.send(b"".join(frame(message, first + i) for i, message in enumerate(messages)))
+        bodies: list[list[bytes]] = [[] for _ in messages]
+        answers: dict[int, Answer] = {}
+        while len(answers) < len(messages):
+            for reply in replies(self._socket.recv(_BUFFER)):
+                i = reply.sequence - first
+                if reply.type == NLMSG_ERROR:
+                    answers[i] = Answer(*error(reply), bodies[i])
+                else:
+                    bodies[i].append(reply.body)
+        return [answers[i] for i in range(len(messages))]
+
+    def dump(self, message: Message) -> list[bytes]:
+        """Return the bodies of all messages of a dump, taken again when the kernel's tables changed under it."""
+        for _ in range(_DUMP_TRIES):
+            bodies, interrupted = self._dump_once(message)
+            if not interrupted:
+                break
+        return bodies
+
+    def _dump_once(self, message: Message) -> tuple[list[bytes], bool]:
+        self._sequence += 1
+        self._socket.send(frame(message, self._sequence))
+        bodies: list[bytes] = []
+        interrupted = False
+        while True:
+            for reply in replies(self._socket.recv(_BUFFER)):
+                interrupted = interrupted or bool(reply.flags & NLM_F_DUMP_INTR)
+                if reply.type in (NLMSG_DONE, NLMSG_ERROR):
+                    errno, why = error(reply)
+                    if errno:
+                        raise OSError(errno, why)
+                    return bodies, interrupted
+                bodies.append(reply.body)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()

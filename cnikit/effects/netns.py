@@ -1,0 +1,115 @@
+"""Network namespaces: opening what CNI_NETNS names, and working inside.
+
+setns(2) comes from libc through _ctypes: os.setns is there from Python 3.12 only, and ctypes costs 2 ms.
+"""
+
+from __future__ import annotations
+
+import posix
+from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
+from fcntl import ioctl
+
+from cnikit import spec
+from cnikit.errors import CniError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+CLONE_NEWNET = 0x40000000
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+OWN = "/proc/thread-self/ns/net"
+
+
+class _Int(_SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _Function(CFuncPtr):
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+_setns = _Function(dlsym(dlopen(None, 0), "setns"))  # type: ignore[arg-type]
+
+
+def open_netns(path: str) -> int:
+    """Open a namespace by path. Raises FileNotFoundError when it is gone, CniError (8) when it is none of ours.
+
+    A regular file without content is a gone one too: that is what is left of a bind mount after a reboot.
+    """
+    try:
+        # A FIFO must not keep us waiting for its writer.
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except (OSError, ValueError) as e:
+        raise _invalid(path, f"cannot be opened: {e}") from None
+    try:
+        kind = ioctl(fd, NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind == CLONE_NEWNET:
+        return fd
+    status = posix.fstat(fd)
+    posix.close(fd)
+    if status.st_mode & 0o170000 == 0o100000 and status.st_size == 0:
+        raise FileNotFoundError(path)
+    raise _invalid(path, "is no network namespace")
+
+
+def _invalid(path: str, why: str) -> CniError:
+    return CniError(spec.INVALID_NETNS, f"CNI_NETNS: {path} {why}")
+
+
+def missing(path: str) -> CniError:
+    """Return the error for an ADD or CHECK in a namespace that is gone."""
+    return _invalid(path, "is not there")
+
+
+def is_own(fd: int) -> bool:
+    """Tell whether this is the namespace the process runs in."""
+    there, here = posix.fstat(fd), posix.stat(OWN)
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def is_same(fd: int, path: str) -> bool:
+    """Tell whether path names the very namespace that is open as fd, whatever the path's spelling."""
+    try:
+        named, opened = posix.stat(path), posix.fstat(fd)
+    except (OSError, ValueError):
+        return False
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+class Inside:
+    """Work in another namespace: `with Inside(fd): ...`. With None it stays where it is."""
+
+    __slots__ = ("_home", "_there")
+
+    def __init__(self, fd: int | None) -> None:
+        self._there = fd
+        self._home = -1
+
+    def __enter__(self) -> None:
+        """Enter it."""
+        if self._there is not None:
+            self._home = posix.open(OWN, posix.O_RDONLY | posix.O_CLOEXEC)
+            try:
+                _enter(self._there)
+            except OSError:
+                posix.close(self._home)
+                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Go back."""
+        if self._there is not None:
+            _enter(self._home)
+            posix.close(self._home)
+
+
+def _enter(fd: int) -> None:
+    if _setns(fd, CLONE_NEWNET) != 0:
+        raise OSError(get_errno(), f"setns: {posix.strerror(get_errno())}")

@@ -1,0 +1,289 @@
+"""What a plugin is, its answer to each verb; and the flow that all plugins share which give a container an interface.
+
+    ADD     parse -> preflight -> IPAM -> plan -> preflight -> apply -> result
+    DEL     links by their tag, or by name -> IPAM
+    CHECK   IPAM -> the plan rebuilt from prevResult -> verify
+    GC      tagged links nobody lists -> IPAM
+    STATUS  parse -> what ADD would share -> IPAM
+
+Everything is checked before anything is touched. A failed ADD takes back what it did and then its addresses; DEL and
+GC finish what they can and report faults at the end.
+"""
+
+from __future__ import annotations
+
+from cnikit import ownership, result, spec
+from cnikit.effects import delegate
+from cnikit.effects.kernel import World, open_world
+from cnikit.errors import CniError, collected, invalid_config
+from cnikit.objects import CONTAINER, HOST, Device
+from cnikit.plan import Del, Ensure, Step, apply, preflight, remove, verify
+from cnikit.result import IP, Interface, Result
+from cnikit.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cnikit.netlink.rtnetlink import Link
+    from cnikit.request import Request
+
+
+class Plugin(Value):
+    """A plugin's verbs. Each raises CniError when it fails; DEL and GC finish what they can first."""
+
+    name: str
+    add: Callable[[Request], Result]
+    delete: Callable[[Request], None]
+    check: Callable[[Request], None]
+    gc: Callable[[Request], None]
+    status: Callable[[Request], None]
+
+    def serve(self, request: Request) -> Result | None:
+        """Run the verb the request asks for; only ADD has a result."""
+        verbs = {"DEL": self.delete, "CHECK": self.check, "GC": self.gc, "STATUS": self.status}
+        if request.verb == "ADD":
+            return self.add(request)
+        verbs[request.verb](request)
+        return None
+
+
+class Ends(Value):
+    """What an interface of a container is made of, by name: links of the host's, the last one its veth's host end."""
+
+    ifname: str
+    sandbox: str
+    host_end: str
+    tag: str
+
+
+class InterfaceKind(Value):
+    """What is different about a plugin that makes interfaces. All of it is pure.
+
+    parse: the configuration, everything in it checked.
+    settle: what IPAM gave, completed by what the configuration says (gateways, routes, dns).
+    plan: the steps that make it; with an empty Result, before IPAM was asked, those for the links.
+    host_links: the names of the host's links that the result lists.
+    """
+
+    name: str
+    parse: Callable[[Request], Any]
+    settle: Callable[[Any, Result], Result]
+    plan: Callable[[Any, Result, Ends], tuple[Step, ...]]
+    host_links: Callable[[Any, Ends], tuple[str, ...]]
+
+
+def interface(kind: InterfaceKind) -> Plugin:
+    """Make the plugin: the five verbs of an interface kind."""
+    return Plugin(
+        kind.name,
+        add=lambda request: _add(kind, request),
+        delete=_delete,
+        check=lambda request: _check(kind, request),
+        gc=_gc,
+        status=lambda request: _status(kind, request),
+    )
+
+
+def _add(kind: InterfaceKind, request: Request) -> Result:
+    conf = kind.parse(request)
+    ipam = delegate.ipam_type(request)
+    previous = request.prev_result() or Result()
+    if not ipam:
+        # Here already, not when the work is done.
+        result.document(kind.settle(conf, previous), request.version)
+    with open_world(request) as world:
+        ends = _new_ends(request, world)
+        preflight(kind.plan(conf, Result(), ends), world)
+        leases = _leases(request) if ipam else Result()
+        try:
+            leases = kind.settle(conf, leases)
+            plan = kind.plan(conf, leases, ends)
+            preflight(plan, world)
+            apply(plan, world)
+            return _joined(previous, _made(kind, conf, leases, ends, world))
+        except BaseException as e:
+            if ipam:
+                _give_back(request, e)
+            raise
+
+
+def _leases(request: Request) -> Result:
+    leases = delegate.serve(request, "ADD")
+    if leases is None or not leases.ips:
+        error = CniError(spec.DELEGATE_FAILED, f"ipam.type: {delegate.ipam_type(request)} gave no address")
+        _give_back(request, error)
+        raise error
+    return leases
+
+
+def _give_back(request: Request, cause: BaseException) -> None:
+    """Release the addresses of a failed ADD; when that fails too, the cause says so."""
+    try:
+        delegate.serve(request, "DEL")
+    except CniError as e:
+        if isinstance(cause, CniError):
+            cause.details = "; ".join(filter(None, (cause.details, f"addresses not released: {e}")))
+
+
+def _new_ends(request: Request, world: World) -> Ends:
+    """Choose the host end's name: the usual one, or the next where another attachment's hash is the same."""
+    tag = ownership.tag(request.attachment)
+    names = ownership.host_ends(request.attachment)
+    for name in names:
+        link = world[HOST].link(name)
+        if link is None or link.alias == tag:
+            return Ends(request.attachment.ifname, request.netns, name, tag)
+    raise CniError(spec.TRY_AGAIN, f"the names {', '.join(names)} are all taken by other containers' interfaces")
+
+
+def _made(kind: InterfaceKind, conf: Any, leases: Result, ends: Ends, world: World) -> Result:
+    """Return the result: the links as the kernel has them, the addresses on the container's."""
+    names = kind.host_links(conf, ends)
+    interfaces = [Interface(name, _mac(world[HOST].link(name))) for name in names]
+    interfaces.append(Interface(ends.ifname, _mac(world[CONTAINER].link(ends.ifname)), sandbox=ends.sandbox))
+    ips = tuple(ip.replace(interface=len(names)) for ip in leases.ips)
+    return leases.replace(interfaces=tuple(interfaces), ips=ips)
+
+
+def _mac(link: Link | None) -> str:
+    return link.mac if link else ""
+
+
+def _joined(previous: Result, made: Result) -> Result:
+    """Append to what earlier plugins of a list gave: "must ... output prevResult, possibly modified"."""
+    shift = len(previous.interfaces)
+    ips = tuple(ip if ip.interface is None else ip.replace(interface=ip.interface + shift) for ip in made.ips)
+    return Result(
+        interfaces=previous.interfaces + made.interfaces,
+        ips=previous.ips + ips,
+        routes=previous.routes + made.routes,
+        dns=made.dns if made.dns != result.DNS() else previous.dns,
+    )
+
+
+def _delete(request: Request) -> None:
+    faults: list[CniError] = []
+    try:
+        with open_world(request) as world:
+            faults += remove(_attached(request, world), world)
+    except CniError as e:
+        faults.append(e)
+    _delegated(request, "DEL", faults)
+    if faults:
+        raise collected(faults, "DEL")
+
+
+def _attached(request: Request, world: World) -> tuple[Step, ...]:
+    """Return the link to delete: the host end tagged as this attachment's, or else the container's, when no other's."""
+    tag = ownership.tag(request.attachment)
+    for name in ownership.host_ends(request.attachment):
+        link = world[HOST].link(name)
+        # Without an alias it was left half made: we were killed between two messages.
+        if link and link.alias in ("", tag):
+            return (Del(Device(HOST, name)),)
+    if not world.has_container():
+        return ()
+    inside = world[CONTAINER].link(request.attachment.ifname)
+    if inside is None:
+        return ()
+    peer = world[HOST].link_at(inside.peer) if inside.peer_elsewhere else None
+    if peer and peer.alias.startswith("cni:") and peer.alias != tag:
+        return ()
+    return (Del(Device(CONTAINER, request.attachment.ifname)),)
+
+
+def _delegated(request: Request, verb: str, faults: list[CniError]) -> None:
+    try:
+        if delegate.ipam_type(request):
+            delegate.serve(request, verb)
+    except CniError as e:
+        faults.append(e)
+
+
+def _check(kind: InterfaceKind, request: Request) -> None:
+    conf = kind.parse(request)
+    previous = request.prev_result()
+    if previous is None:
+        raise invalid_config("prevResult", "is missing, and CHECK compares with it")
+    with open_world(request) as world:
+        if delegate.ipam_type(request):
+            delegate.serve(request, "CHECK")
+        ends = _found_ends(kind, conf, request, previous)
+        leases = kind.settle(conf, _of_interface(previous, ends.ifname, world))
+        faults = verify(kind.plan(conf, leases, ends), world) + _changed_macs(kind, conf, ends, previous, world)
+    if faults:
+        raise CniError(spec.CHECK_FAILED, faults[0], "; ".join(faults[1:]))
+
+
+def _found_ends(kind: InterfaceKind, conf: Any, request: Request, previous: Result) -> Ends:
+    """Return the names as ADD gave them: the reference's host ends have random ones."""
+    tag = ownership.tag(request.attachment)
+    usual = Ends(request.attachment.ifname, request.netns, ownership.host_ends(request.attachment)[0], tag)
+    shared = [name for name in kind.host_links(conf, usual) if name != usual.host_end]
+    for link in previous.interfaces:
+        if not link.sandbox and link.name not in shared and link.name.startswith("veth"):
+            return usual.replace(host_end=link.name)
+    return usual
+
+
+def _of_interface(previous: Result, ifname: str, world: World) -> Result:
+    """Return the addresses that are on the container's interface, and the routes."""
+
+    def on_it(ip: IP) -> bool:
+        if ip.interface is None:
+            return True
+        link = previous.interfaces[ip.interface]
+        return link.name == ifname and world.is_container(link.sandbox)
+
+    return Result(ips=tuple(ip for ip in previous.ips if on_it(ip)), routes=previous.routes, dns=previous.dns)
+
+
+def _changed_macs(kind: InterfaceKind, conf: Any, ends: Ends, previous: Result, world: World) -> list[str]:
+    faults = []
+    ours = (*kind.host_links(conf, ends), ends.ifname)
+    for listed in previous.interfaces:
+        where = CONTAINER if listed.sandbox else HOST
+        if listed.name not in ours or (listed.sandbox and not world.is_container(listed.sandbox)):
+            continue
+        link = world[where].link(listed.name)
+        if link and listed.mac and link.mac != listed.mac.lower():
+            faults.append(f"{listed.name} has the MAC address {link.mac}, not {listed.mac}")
+    if not any(listed.name == ends.ifname and world.is_container(listed.sandbox) for listed in previous.interfaces):
+        faults.append(f"prevResult.interfaces: none is {ends.ifname} in {ends.sandbox}")
+    return faults
+
+
+def _gc(request: Request) -> None:
+    faults: list[CniError] = []
+    network = request.attachment.network
+    keep = {
+        ownership.tag(request.attachment.replace(container=container, ifname=ifname))
+        for container, ifname in request.valid_attachments()
+    }
+    with World() as world:
+        stale = [
+            Del(Device(HOST, link.name))
+            for link in world[HOST].links()
+            if link.alias.startswith(ownership.network_tags(network)) and link.alias not in keep
+        ]
+        faults += remove(stale, world)
+    _delegated(request, "GC", faults)
+    if faults:
+        raise collected(faults, "GC")
+
+
+def _status(kind: InterfaceKind, request: Request) -> None:
+    conf = kind.parse(request)
+    shared = [step for step in kind.plan(conf, Result(), Ends("", "", "", "")) if isinstance(step, Ensure)]
+    try:
+        with World() as world:
+            preflight(shared, world)
+        if delegate.ipam_type(request):
+            delegate.serve(request, "STATUS")
+    except CniError as e:
+        if e.code in (spec.UNAVAILABLE, spec.UNAVAILABLE_LIMITED):
+            raise
+        # "50: The plugin is not available (i.e. cannot service ADD requests)"
+        raise CniError(spec.UNAVAILABLE, e.msg, e.details) from e

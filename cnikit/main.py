@@ -1,0 +1,106 @@
+"""The edge of an executable: environ and stdin in, stdout, stderr and exit status out. Nothing else touches the process.
+
+One call, from here down:
+
+    main -> respond -> request.parse -> the plugin's verb (cnikit.flow) -> result.document -> stdout
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+
+from cnikit import __version__, jsontext, request, result, spec
+from cnikit.errors import CniError
+from cnikit.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cnikit.flow import Plugin
+
+
+class Response(Value):
+    """What the process says: the three things a runtime sees of it."""
+
+    status: int
+    stdout: str = ""
+    stderr: str = ""
+
+
+def main(plugin: Plugin) -> None:
+    """Serve one call and end the process."""
+    environ = {name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+               for name, value in posix.environ.items()}
+    response = respond(plugin, without_bootloader(environ), _read_stdin)
+    try:
+        _write(2, response.stderr)
+        _write(1, response.stdout)
+    except OSError:
+        # Nobody listens. What was done stands, yet a runtime that got no result must not believe in success.
+        posix._exit(1)
+    # Tearing the interpreter down would be a quarter of all instructions, for nothing.
+    posix._exit(response.status)
+
+
+def respond(plugin: Plugin, environ: Mapping[str, str], read_stdin: Callable[[], bytes]) -> Response:
+    """Serve one call. Never raises: whatever goes wrong becomes an error object."""
+    verb = environ.get("CNI_COMMAND", "")
+    if not verb:
+        return Response(0, stderr=about(plugin))
+    if verb == "VERSION":
+        # The reference reads no stdin here and clients may leave it open, so the newest version is said, not echoed.
+        versions = {"cniVersion": spec.NEWEST, "supportedVersions": spec.VERSIONS}
+        return Response(0, jsontext.encode(versions, indent=None) + "\n")
+    version = spec.NEWEST
+    try:
+        asked = request.parse(environ, read_stdin)
+        version = asked.version
+        given = plugin.serve(asked)
+        return Response(0, "" if given is None else jsontext.encode(result.document(given, version)))
+    except CniError as e:
+        return Response(1, jsontext.encode(e.document(version)))
+    except BaseException as e:
+        return _internal_error(plugin, e, version)
+
+
+def about(plugin: Plugin) -> str:
+    """Return what an executable says when it is run without CNI_COMMAND."""
+    return (
+        f"CNI {plugin.name} plugin cnikit {__version__}\n"
+        f"CNI protocol versions supported: {', '.join(spec.VERSIONS)}\n"
+    )
+
+
+def without_bootloader(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment as the caller gave it, before PyInstaller's bootloader put its own variables in."""
+    kept = {name: value for name, value in environ.items() if not name.startswith("_PYI_")}
+    if hasattr(sys, "frozen"):
+        original = kept.pop("LD_LIBRARY_PATH_ORIG", None)
+        kept.pop("LD_LIBRARY_PATH", None)
+        if original is not None:
+            kept["LD_LIBRARY_PATH"] = original
+    return kept
+
+
+def _internal_error(plugin: Plugin, e: BaseException, version: str) -> Response:
+    import traceback
+
+    error = CniError(
+        spec.INTERNAL, f"{plugin.name}: internal error: {type(e).__name__}: {e}", "the traceback is on stderr"
+    )
+    return Response(1, jsontext.encode(error.document(version)), "".join(traceback.format_exception(e)))
+
+
+def _read_stdin() -> bytes:
+    parts = []
+    while part := posix.read(0, 1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _write(fd: int, text: str) -> None:
+    data = text.encode("utf-8", "backslashreplace")
+    while data:
+        data = data[posix.write(fd, data) :]

@@ -1,0 +1,1 @@
+"""Netlink messages as bytes and as values; no sockets."""

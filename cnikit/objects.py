@@ -1,0 +1,446 @@
+"""What plans are made of: links, addresses, routes, sysctls. Values that know four things.
+
+    command()        what an engineer would type to make it (iproute2, sysctl)
+    fault(world)     why the kernel does not have it as it should be, "" when it has: verify, CHECK
+    conflict(world)  why it can never be made here, before anything is touched
+    changes(world)   the changes that make it, usually itself
+
+`where` is the namespace it is in: HOST or CONTAINER. Nothing here changes the kernel; it is read through the World.
+"""
+
+from __future__ import annotations
+
+from cnikit import spec
+from cnikit.address import family, format_cidr, is_default, last, network, parse_cidr, parse_ip
+from cnikit.errors import CniError
+from cnikit.netlink.rtnetlink import (
+    IF_OPER_UP,
+    IFA_F_DADFAILED,
+    IFA_F_TENTATIVE,
+    IFF_PROMISC,
+    IFF_UP,
+    RT_TABLE_MAIN,
+    BoundAddress,
+    KernelRoute,
+    Link,
+)
+from cnikit.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
+    class Namespace(Protocol):
+        """What is read of and changed in one network namespace: cnikit.effects.kernel, or a fake."""
+
+        def link(self, name: str) -> Link | None:
+            """Return the link of that name."""
+
+        def link_at(self, index: int) -> Link | None:
+            """Return the link with that index."""
+
+        def links(self) -> Sequence[Link]:
+            """Return all links."""
+
+        def addresses(self, name: str) -> Sequence[BoundAddress]:
+            """Return the addresses of a link."""
+
+        def routes(self, af: int) -> Sequence[KernelRoute]:
+            """Return the routes of a family, of all tables."""
+
+        def sysctl(self, name: str) -> str:
+            """Return a sysctl's value; raise OSError when there is none."""
+
+        def change(self, changes: Sequence[Change]) -> Sequence[Refusal | None]:
+            """Do these in order; answer for each one tried, None when it is done.
+
+            What follows a refusal may be left untried. Already gone is done, and so is an optional sysctl that cannot
+            be set.
+            """
+
+    class World(Protocol):
+        """The two namespaces an attachment lies in."""
+
+        def __getitem__(self, where: str) -> Namespace:
+            """Return the namespace HOST or CONTAINER."""
+
+
+HOST = "host"
+CONTAINER = "container"
+
+
+class Refusal(Value):
+    """Why the kernel did not make a change: errno, and its own words where it has any."""
+
+    errno: int
+    why: str
+
+
+class Object(Value):
+    """Something of the kernel's, in one of the two namespaces."""
+
+    where: str
+
+    def command(self) -> str:
+        """Return the command line that makes it."""
+        raise NotImplementedError
+
+    def removal(self) -> str:
+        """Return the command line that removes it; only what an Add or Del may hold has one."""
+        raise NotImplementedError
+
+    def fault(self, world: World) -> str:
+        """Say what is wrong with it in the kernel, "" when nothing is."""
+        raise NotImplementedError
+
+    def conflict(self, world: World) -> CniError | None:
+        """Return the error when something else is in its place."""
+        return None
+
+    def changes(self, world: World) -> Sequence[Change]:
+        """Return what must be done to have it."""
+        return (Make(self),)
+
+
+class Change(Value):
+    """One thing done to the kernel."""
+
+    what: Object
+
+
+class Make(Change):
+    """Bring it about."""
+
+
+class Remove(Change):
+    """Take it away; already gone is done."""
+
+
+class Bridge(Object):
+    """A bridge; mtu (bytes) and MAC are only set when it is created."""
+
+    name: str
+    mtu: int = 0
+
+    def command(self) -> str:
+        mtu = f" mtu {self.mtu}" if self.mtu else ""
+        return f"ip link add {self.name}{mtu} type bridge"
+
+    def fault(self, world: World) -> str:
+        return "" if world[self.where].link(self.name) else f"bridge {self.name} is gone"
+
+    def conflict(self, world: World) -> CniError | None:
+        link = world[self.where].link(self.name)
+        if link is None or link.kind == "bridge":
+            return None
+        kind = f"a {link.kind}" if link.kind else "a device of another kind"
+        return CniError(spec.INVALID_CONFIG, f"bridge: {self.name} already exists and is no bridge but {kind}")
+
+
+class Veth(Object):
+    """A veth pair: name here, up and a port of a bridge; peer, with MAC and MTU, in the sandbox (a netns path)."""
+
+    name: str
+    peer: str
+    sandbox: str
+    bridge: str = ""
+    mtu: int = 0
+    mac: str = ""
+
+    def command(self) -> str:
+        mtu = f" mtu {self.mtu}" if self.mtu else ""
+        mac = f" address {self.mac}" if self.mac else ""
+        master = f" master {self.bridge}" if self.bridge else ""
+        peer = f"peer name {self.peer}{mac}{mtu} netns {self.sandbox}"
+        return f"ip link add {self.name} up{master}{mtu} type veth {peer}"
+
+    def removal(self) -> str:
+        return f"ip link del {self.name}"
+
+    def fault(self, world: World) -> str:
+        host, peer = world[self.where].link(self.name), world[CONTAINER].link(self.peer)
+        if peer is None:
+            return f"{self.peer} is gone from the container"
+        if host is None:
+            return f"{self.name}, the host end of {self.peer}, is gone"
+        if peer.kind != "veth" or host.kind != "veth" or peer.peer != host.index:
+            return f"{self.peer} in the container and {self.name} are not the two ends of one veth"
+        if self.mac and peer.mac != self.mac:
+            return f"{self.peer} has the MAC address {peer.mac}, not {self.mac}"
+        bridge = world[self.where].link(self.bridge) if self.bridge else None
+        if bridge and host.master != bridge.index:
+            return f"{self.name} is no port of {self.bridge}"
+        return ""
+
+    def conflict(self, world: World) -> CniError | None:
+        # "If an interface of the requested name already exists in the container, the CNI plugin MUST return with an
+        # error." -- specification section 2, ADD
+        if world[CONTAINER].link(self.peer):
+            return CniError(
+                spec.INVALID_ENVIRONMENT, f"CNI_IFNAME: {self.peer} already exists in {self.sandbox}", "run DEL first"
+            )
+        if world[self.where].link(self.name):
+            return CniError(
+                spec.INVALID_ENVIRONMENT,
+                f"CNI_CONTAINERID: {self.name}, the host end of this container's {self.peer}, already exists",
+                "an earlier ADD of this container and interface was not followed by DEL: run DEL first",
+            )
+        return None
+
+
+class Device(Object):
+    """A link of whatever kind, to be deleted."""
+
+    name: str
+
+    def removal(self) -> str:
+        return f"ip link del {self.name}"
+
+
+class Alias(Object):
+    """A link's ifalias, which says whose it is."""
+
+    name: str
+    alias: str
+
+    def command(self) -> str:
+        return f"ip link set {self.name} alias {self.alias}"
+
+    def fault(self, world: World) -> str:
+        link = world[self.where].link(self.name)
+        # The reference sets none; what it made is ours to keep as it is.
+        if link is None or link.alias in ("", self.alias):
+            return ""
+        return f"{self.name} has the alias {link.alias}, not {self.alias}"
+
+
+class Port(Object):
+    """The flags of a bridge's port."""
+
+    name: str
+    hairpin: bool
+    isolated: bool
+
+    def command(self) -> str:
+        hairpin, isolated = ("on" if flag else "off" for flag in (self.hairpin, self.isolated))
+        return f"bridge link set dev {self.name} hairpin {hairpin} isolated {isolated}"
+
+    def fault(self, world: World) -> str:
+        link = world[self.where].link(self.name)
+        if link is None:
+            return f"{self.name} is gone"
+        for flag, has, wanted in (
+            ("hairpin", link.hairpin, self.hairpin),
+            ("isolated", link.isolated, self.isolated),
+        ):
+            if has != wanted:
+                return f"bridge port {self.name}: {flag} is {'on' if has else 'off'}, not {'on' if wanted else 'off'}"
+        return ""
+
+
+class Up(Object):
+    """A link that is up."""
+
+    name: str
+
+    def command(self) -> str:
+        return f"ip link set {self.name} up"
+
+    def removal(self) -> str:
+        return f"ip link set {self.name} down"
+
+    def fault(self, world: World) -> str:
+        link = world[self.where].link(self.name)
+        if link is None:
+            return f"{self.name} is gone"
+        return "" if link.flags & IFF_UP else f"{self.name} is down"
+
+
+class Promiscuous(Object):
+    """A link that takes every frame."""
+
+    name: str
+
+    def command(self) -> str:
+        return f"ip link set {self.name} promisc on"
+
+    def fault(self, world: World) -> str:
+        link = world[self.where].link(self.name)
+        return "" if link and link.flags & IFF_PROMISC else f"{self.name} is not promiscuous"
+
+
+class Carrier(Object):
+    """A link whose operational state has become up: only then does a bridge's port forward."""
+
+    name: str
+
+    def command(self) -> str:
+        return f"# wait until {self.name} has a carrier: ip -br link show {self.name}"
+
+    def fault(self, world: World) -> str:
+        link = world[self.where].link(self.name)
+        return "" if link and link.operstate == IF_OPER_UP else f"{self.name} has no carrier"
+
+
+class Address(Object):
+    """An address ("10.1.0.7/24") on a link. Without dad (IPv6 duplicate address detection) it can be used at once."""
+
+    name: str
+    cidr: str
+    dad: bool = False
+
+    def command(self) -> str:
+        packed, length = parse_cidr(self.cidr)
+        broadcast = f" brd {format_cidr(self.broadcast(), 0)[:-2]}" if self.broadcast() else ""
+        nodad = " nodad" if len(packed) == 16 and not self.dad else ""
+        return f"ip addr add {format_cidr(packed, length)}{broadcast} dev {self.name}{nodad}"
+
+    def removal(self) -> str:
+        return f"ip addr del {self.cidr} dev {self.name}"
+
+    def broadcast(self) -> bytes:
+        """Return the broadcast address, b"" where there is none."""
+        packed, length = parse_cidr(self.cidr)
+        return last(packed, length) if len(packed) == 4 and length < 31 else b""
+
+    def fault(self, world: World) -> str:
+        packed, length = parse_cidr(self.cidr)
+        if any((a.packed, a.length) == (packed, length) for a in world[self.where].addresses(self.name)):
+            return ""
+        return f"{self.cidr} is not on {self.name}"
+
+
+class Gateway(Object):
+    """A bridge's own address, the containers' gateway. With force it takes the place of one that is in its way."""
+
+    name: str
+    cidr: str
+    force: bool = False
+
+    def address(self) -> Address:
+        """Return it as an address to set."""
+        return Address(self.where, self.name, self.cidr)
+
+    def command(self) -> str:
+        return self.address().command()
+
+    def fault(self, world: World) -> str:
+        return self.address().fault(world)
+
+    def _others(self, world: World) -> list[str]:
+        """Return the bridge's addresses that exclude this one: any of IPv4, overlapping subnets of IPv6."""
+        packed, length = parse_cidr(self.cidr)
+        return [
+            format_cidr(other.packed, other.length)
+            for other in world[self.where].addresses(self.name)
+            if len(other.packed) == len(packed)
+            and (other.packed, other.length) != (packed, length)
+            and (len(packed) == 4 or _overlap(packed, length, other.packed, other.length))
+        ]
+
+    def conflict(self, world: World) -> CniError | None:
+        others = [] if self.force or not self.fault(world) else self._others(world)
+        if not others:
+            return None
+        return CniError(
+            spec.INVALID_CONFIG,
+            f"bridge {self.name} already has an IP address different from {self.cidr}: {others[0]}",
+            "forceAddress: true replaces it; or use another bridge",
+        )
+
+    def changes(self, world: World) -> Sequence[Change]:
+        old = [Remove(Address(self.where, self.name, cidr)) for cidr in self._others(world)] if self.force else []
+        return (*old, Make(self.address()))
+
+
+def _overlap(a: bytes, a_length: int, b: bytes, b_length: int) -> bool:
+    shorter = min(a_length, b_length)
+    return network(a, shorter) == network(b, shorter)
+
+
+class Settled(Object):
+    """A link whose IPv6 addresses have passed duplicate address detection."""
+
+    name: str
+
+    def command(self) -> str:
+        return f"# wait until none is tentative: ip -6 addr show dev {self.name} tentative"
+
+    def fault(self, world: World) -> str:
+        for address in world[self.where].addresses(self.name):
+            shown = format_cidr(address.packed, address.length)
+            if address.flags & IFA_F_DADFAILED:
+                return f"{shown} on {self.name} is already in use by another host (DAD failed)"
+            if address.flags & IFA_F_TENTATIVE:
+                return f"{shown} on {self.name} is still tentative"
+        return ""
+
+
+class Route(Object):
+    """A route by a link; metric 0 leaves it to the kernel, mtu and advmss 0 set none (bytes)."""
+
+    name: str
+    dst: str
+    gw: str = ""
+    mtu: int = 0
+    advmss: int = 0
+    priority: int = 0
+    table: int = RT_TABLE_MAIN
+    scope: int = 0
+
+    def command(self) -> str:
+        dst = "default" if is_default(self.dst) else self.dst
+        words = ["ip", "-6"] if ":" in self.dst else ["ip"]
+        words += ["route", "add", dst]
+        for word, value in (
+            ("via", self.gw),
+            ("dev", self.name),
+            ("metric", self.priority),
+            ("table", self.table if self.table != RT_TABLE_MAIN else 0),
+            ("scope", self.scope),
+            ("mtu", self.mtu),
+            ("advmss", self.advmss),
+        ):
+            words += [word, str(value)] if value else []
+        return " ".join(words)
+
+    def to_kernel(self, index: int) -> tuple[KernelRoute, int]:
+        """Return the route as rtnetlink has it, and its family."""
+        packed, length = parse_cidr(self.dst)
+        gw = parse_ip(self.gw) if self.gw else b""
+        dst = network(packed, length) if length else b""
+        return KernelRoute(dst, length, gw, index, self.table, self.priority, self.scope), family(packed)
+
+    def fault(self, world: World) -> str:
+        link = world[self.where].link(self.name)
+        wanted, af = self.to_kernel(link.index if link else 0)
+        for route in world[self.where].routes(af):
+            same = (route.dst, route.length, route.table) == (wanted.dst, wanted.length, wanted.table)
+            # A later plugin may have added next hops; what was asked for must be among them.
+            if (
+                same
+                and wanted.gw in (b"", route.gw)
+                and wanted.priority in (0, route.priority)
+                and route.oif == wanted.oif
+            ):
+                return ""
+        return f"route {self.dst}{f' via {self.gw}' if self.gw else ''} dev {self.name} is missing"
+
+
+class Sysctl(Object):
+    """A sysctl (name with slashes). An optional one may be missing or read-only, and may be changed by others."""
+
+    name: str
+    value: str
+    optional: bool = False
+
+    def command(self) -> str:
+        return f"sysctl -w {self.name}={self.value}"
+
+    def fault(self, world: World) -> str:
+        try:
+            value = world[self.where].sysctl(self.name)
+        except OSError as e:
+            return "" if self.optional else f"sysctl {self.name} cannot be read: {e.strerror}"
+        return "" if value == self.value else f"sysctl {self.name} is {value}, not {self.value}"

@@ -1,0 +1,46 @@
+"""Whose a kernel object is: tags that name network, container and interface, and link names made from them.
+
+The kernel is the database: the host end of a veth carries the tag as its ifalias. So DEL finds it without netns,
+prevResult or a matching configuration, and GC finds what belongs to nobody any more.
+"""
+
+from __future__ import annotations
+
+from _blake2 import blake2s
+
+from cnikit.request import Attachment
+
+# nft's comments hold 127 bytes and a NUL (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN), ifalias 255; one tag for both.
+LONGEST_TAG = 127
+LONGEST_PART = 40
+
+# Two host ends would share a name once in 2**32; then the second name is taken.
+_TRIES = 2
+
+
+def tag(attachment: Attachment) -> str:
+    """Return "cni:NETWORK/CONTAINER/IFNAME"; parts too long for a tag are replaced by a hash."""
+    whole = f"cni:{attachment.network}/{attachment.container}/{attachment.ifname}"
+    if len(whole) <= LONGEST_TAG:
+        return whole
+    return f"cni:{_short(attachment.network)}/{_short(attachment.container)}/{attachment.ifname}"
+
+
+def network_tags(network: str) -> tuple[str, str]:
+    """Return what the tags of a network's attachments begin with, in full and shortened."""
+    return f"cni:{network}/", f"cni:{_short(network)}/"
+
+
+def host_ends(attachment: Attachment) -> tuple[str, ...]:
+    """Return the names the host end of an attachment's veth may have, the usual one first.
+
+    "veth" and eight hex digits, as the reference's, which tools on the host recognise; made from the tag, so that it
+    need not be searched for.
+    """
+    text = tag(attachment).encode()
+    return tuple("veth" + blake2s(bytes((n,)) + text, digest_size=4).hexdigest() for n in range(_TRIES))
+
+
+def _short(part: str) -> str:
+    # "~" is in no name, so a hash is never taken for one.
+    return part if len(part) <= LONGEST_PART else "~" + blake2s(part.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,156 @@
+"""Plans: what a plugin wants done, as values; and the engine that applies, undoes, verifies and renders them.
+
+A plan is a tuple of steps, each a verb and an object:
+
+    Ensure   shared with others: make it so where it is not; never undone
+    Add      must not exist before; undone when a later step fails
+    Set      adjusts what an Add made, and goes with it
+    Del      taken away; already gone is fine
+
+From these come, once for all plugins, the roll-back of a failed ADD, CHECK (verify the plan rebuilt from prevResult)
+and the command lines an engineer would type.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from posix import strerror
+
+from cnikit import spec
+from cnikit.errors import CniError
+from cnikit.objects import CONTAINER, Change, Make, Object, Remove, Sysctl
+from cnikit.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cnikit.objects import Refusal, World
+
+EEXIST = 17
+
+
+class Step(Value):
+    """A verb and its object."""
+
+    what: Object
+
+
+class Ensure(Step):
+    """Make it so where it is not."""
+
+
+class Add(Step):
+    """Create it."""
+
+
+class Set(Step):
+    """Adjust what an Add made."""
+
+
+class Del(Step):
+    """Take it away."""
+
+
+def preflight(plan: Iterable[Step], world: World) -> None:
+    """Raise the first conflict of what the plan would make with what is there. Changes nothing."""
+    for step in plan:
+        if not isinstance(step, Del):
+            conflict = step.what.conflict(world)
+            if conflict:
+                raise conflict
+
+
+def apply(plan: Sequence[Step], world: World) -> None:
+    """Do the plan in order. When a step fails everything added is taken away again, and CniError raised.
+
+    Neighbouring steps in one namespace travel together; an Ensure looks first, so it goes alone.
+    """
+    added: list[Object] = []
+    try:
+        for (where, ensures), steps in groupby(plan, lambda step: (step.what.where, isinstance(step, Ensure))):
+            if ensures:
+                for step in steps:
+                    _ensure(step.what, world)
+            else:
+                _do(list(steps), world, where, added)
+    except BaseException as e:
+        left = undo(added, world)
+        if left and isinstance(e, CniError):
+            raise CniError(e.code, e.msg, "; ".join([e.details, *left]).lstrip("; ")) from e
+        raise
+
+
+def _ensure(what: Object, world: World) -> None:
+    if not what.fault(world):
+        return
+    changes = what.changes(world)
+    for change, refusal in zip(changes, world[what.where].change(changes), strict=False):
+        # Somebody else may have made it since we looked.
+        if refusal and refusal.errno != EEXIST:
+            raise refused(change, refusal)
+    conflict = what.conflict(world)
+    if conflict:
+        raise conflict
+    fault = what.fault(world)
+    if fault:
+        raise CniError(spec.KERNEL_REFUSED, f"{what.command()}: was done, and yet {fault}")
+
+
+def _do(steps: list[Step], world: World, where: str, added: list[Object]) -> None:
+    changes = [Remove(step.what) if isinstance(step, Del) else Make(step.what) for step in steps]
+    failed: CniError | None = None
+    for step, change, refusal in zip(steps, changes, world[where].change(changes), strict=False):
+        if refusal is None:
+            if isinstance(step, Add):
+                added.append(step.what)
+        elif failed is None:
+            failed = refused(change, refusal)
+    if failed:
+        raise failed
+
+
+def undo(added: list[Object], world: World) -> list[str]:
+    """Take away what was added, last first; return what could not be."""
+    left = []
+    for what in reversed(added):
+        change = Remove(what)
+        refusal = world[what.where].change((change,))[0]
+        if refusal:
+            left.append(f"not undone: {refused(change, refusal).msg}")
+    return left
+
+
+def remove(plan: Iterable[Step], world: World) -> list[CniError]:
+    """Do a plan of Dels to its end; return what went wrong."""
+    faults = []
+    for step in plan:
+        change = Remove(step.what)
+        refusal = world[step.what.where].change((change,))[0]
+        if refusal:
+            faults.append(refused(change, refusal))
+    return faults
+
+
+def refused(change: Change, refusal: Refusal) -> CniError:
+    """Return the error for a change the kernel did not make: the command line, and why."""
+    command = change.what.removal() if isinstance(change, Remove) else change.what.command()
+    why = strerror(refusal.errno) + (f" ({refusal.why})" if refusal.why else "")
+    where = " in the container" if change.what.where == CONTAINER else ""
+    return CniError(spec.KERNEL_REFUSED, f"{command}: {why}{where}")
+
+
+def verify(plan: Iterable[Step], world: World) -> list[str]:
+    """Return what the kernel does not have as the plan made it."""
+    faults = [step.what.fault(world) for step in plan if not (isinstance(step.what, Sysctl) and step.what.optional)]
+    return [fault for fault in faults if fault]
+
+
+def render(plan: Iterable[Step], sandbox: str) -> str:
+    """Return the plan as command lines, those for the container with nsenter into its netns path."""
+    lines = []
+    for step in plan:
+        command = step.what.removal() if isinstance(step, Del) else step.what.command()
+        inside = step.what.where == CONTAINER and not command.startswith("#")
+        lines.append(f"nsenter --net={sandbox} {command}" if inside else command)
+    return "".join(line + "\n" for line in lines)

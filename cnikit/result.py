@@ -1,0 +1,218 @@
+"""Results, as ADD prints them and prevResult brings them back, in the shape of each protocol version.
+
+In 0.1.0 and 0.2.0 a result is one address a family (`ip4`, `ip6`); from 0.3.0 on lists of interfaces, ips and routes,
+ips with a `version` until 0.4.0. Source: specification section 5 "Success", and of each older version.
+"""
+
+from __future__ import annotations
+
+from cnikit import spec
+from cnikit.address import parse_cidr, parse_ip
+from cnikit.errors import CniError
+from cnikit.fields import Fields
+from cnikit.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    _V = TypeVar("_V", bound=Value)
+
+
+class Interface(Value):
+    """A link: sandbox is its netns path, empty for the host's."""
+
+    name: str
+    mac: str = ""
+    mtu: int = 0
+    sandbox: str = ""
+    socket_path: str = ""
+    pci_id: str = ""
+
+
+class IP(Value):
+    """An address as "10.1.0.7/24"; interface is an index into the result's interfaces, None for none."""
+
+    address: str
+    gateway: str = ""
+    interface: int | None = None
+
+
+class Route(Value):
+    """A route; without gw it goes by its family's ips[].gateway. scope: 0 global, 253 link, 254 host."""
+
+    dst: str
+    gw: str = ""
+    mtu: int = 0
+    advmss: int = 0
+    priority: int = 0
+    table: int | None = None
+    scope: int | None = None
+
+
+class DNS(Value):
+    """What a runtime may write to the container's resolv.conf."""
+
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+class Result(Value):
+    """What ADD gives back."""
+
+    interfaces: tuple[Interface, ...] = ()
+    ips: tuple[IP, ...] = ()
+    routes: tuple[Route, ...] = ()
+    dns: DNS = DNS()
+
+
+def _ip(f: Fields, key: str) -> str:
+    return _valid(f, key, parse_ip)
+
+
+def _cidr(f: Fields, key: str) -> str:
+    return _valid(f, key, parse_cidr)
+
+
+def _valid(f: Fields, key: str, parse: Callable[[str], object]) -> str:
+    text = f.string(key)
+    try:
+        if text:
+            parse(text)
+    except ValueError as e:
+        raise f.invalid(key, str(e)) from None
+    return text
+
+
+# A record's JSON keys: key, field, how it is read. Written in this order, and left out when empty; an integer that
+# may be None keeps its 0 (pointers in the reference).
+_KEYS: dict[type[Value], tuple[tuple[str, str, Callable[[Fields, str], Any]], ...]] = {
+    Interface: (
+        ("name", "name", Fields.string),
+        ("mac", "mac", Fields.string),
+        ("mtu", "mtu", Fields.integer),
+        ("sandbox", "sandbox", Fields.string),
+        ("socketPath", "socket_path", Fields.string),
+        ("pciID", "pci_id", Fields.string),
+    ),
+    IP: (
+        ("interface", "interface", Fields.optional_integer),
+        ("address", "address", _cidr),
+        ("gateway", "gateway", _ip),
+    ),
+    Route: (
+        ("dst", "dst", _cidr),
+        ("gw", "gw", _ip),
+        ("mtu", "mtu", Fields.integer),
+        ("advmss", "advmss", Fields.integer),
+        ("priority", "priority", Fields.integer),
+        ("table", "table", Fields.optional_integer),
+        ("scope", "scope", Fields.optional_integer),
+    ),
+    DNS: (
+        ("nameservers", "nameservers", Fields.strings),
+        ("domain", "domain", Fields.string),
+        ("search", "search", Fields.strings),
+        ("options", "options", Fields.strings),
+    ),
+}
+_MUST = {IP: "address", Route: "dst"}
+
+
+def read(cls: type[_V], f: Fields) -> _V:
+    """Read one record of a result, or of a configuration that has the same shape (routes, dns)."""
+    value = cls(**{field: typed(f, key) for key, field, typed in _KEYS[cls]})
+    must = _MUST.get(cls)
+    if must and not getattr(value, must):
+        raise f.invalid(must, "is missing")
+    return value
+
+
+def write(value: Value) -> dict[str, Any]:
+    """Return the record's JSON object."""
+    shown: dict[str, Any] = {}
+    for key, field, typed in _KEYS[type(value)]:
+        content = getattr(value, field)
+        if content or (content == 0 and typed is Fields.optional_integer and content is not None):
+            shown[key] = content
+    return shown
+
+
+def parse(f: Fields, default_version: str) -> Result:
+    """Read a result in the shape its cniVersion says, default_version when it says none."""
+    version = f.string("cniVersion") or default_version
+    if version not in spec.VERSIONS:
+        raise f.invalid("cniVersion", f"{version!r} is not one of {', '.join(spec.VERSIONS)}")
+    dns = read(DNS, f.object("dns"))
+    if not spec.at_least(version, "0.3.0"):
+        return _parse_per_family(f, dns)
+    interfaces = tuple(read(Interface, i) for i in f.objects("interfaces"))
+    ips = tuple(read(IP, i) for i in f.objects("ips"))
+    for i, ip in enumerate(ips):
+        if ip.interface is not None and ip.interface >= len(interfaces):
+            raise f.invalid(f"ips[{i}].interface", f"{ip.interface} is no index into interfaces")
+    return Result(interfaces, ips, tuple(read(Route, r) for r in f.objects("routes")), dns)
+
+
+def _parse_per_family(f: Fields, dns: DNS) -> Result:
+    ips: list[IP] = []
+    routes: list[Route] = []
+    for key in ("ip4", "ip6"):
+        if f.has(key):
+            one = f.object(key)
+            if not one.string("ip"):
+                raise one.invalid("ip", "is missing")
+            ips.append(IP(_cidr(one, "ip"), _ip(one, "gateway")))
+            routes += [read(Route, r) for r in one.objects("routes")]
+    return Result((), tuple(ips), tuple(routes), dns)
+
+
+def document(result: Result, version: str) -> dict[str, Any]:
+    """Return the result as that version of the protocol shows it. Raises CniError where it cannot."""
+    if not spec.at_least(version, "0.3.0"):
+        return _document_per_family(result, version)
+    shown: dict[str, Any] = {
+        "cniVersion": version,
+        "interfaces": [write(i) for i in result.interfaces],
+        "ips": [write(ip) for ip in result.ips],
+        "routes": [write(r) for r in result.routes],
+        "dns": write(result.dns),
+    }
+    if spec.at_least(version, "1.0.0"):
+        return {key: _sorted(value) for key, value in sorted(shown.items()) if value}
+    for interface in shown["interfaces"]:
+        for newer in ("mtu", "socketPath", "pciID"):
+            interface.pop(newer, None)
+    shown["ips"] = [{"version": _version_of(ip["address"]), **ip} for ip in shown["ips"]]
+    return {key: value for key, value in shown.items() if value or key == "dns"}
+
+
+def _sorted(value: Any) -> Any:
+    """Sort object keys at every depth, as the reference prints 1.x results."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
+def _version_of(cidr: str) -> str:
+    return "6" if ":" in cidr else "4"
+
+
+def _document_per_family(result: Result, version: str) -> dict[str, Any]:
+    if not result.ips:
+        raise CniError(
+            spec.INVALID_CONFIG,
+            f"cniVersion: {version} has no way to show a result without addresses",
+            "give the network an ipam plugin, or a cniVersion of 0.3.0 or newer",
+        )
+    shown: dict[str, Any] = {"cniVersion": version}
+    for number in "46":
+        ip = next((ip for ip in result.ips if _version_of(ip.address) == number), None)
+        if ip is not None:
+            routes = [write(Route(r.dst, r.gw)) for r in result.routes if _version_of(r.dst) == number]
+            one = {"ip": ip.address, "gateway": ip.gateway, "routes": routes}
+            shown[f"ip{number}"] = {key: value for key, value in one.items() if value}
+    return {**shown, "dns": write(result.dns)}

@@ -1,0 +1,178 @@
+r"""bridge: a container's interface on a bridge of the host's.
+
+    {
+        "cniVersion": "1.1.0",
+        "name": "web",
+        "type": "bridge",
+        "bridge": "cni0",
+        "isDefaultGateway": true,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.88.0.0/16"}]]
+        }
+    }
+
+A veth pair is made: one end is CNI_IFNAME in the container, the other a port of the bridge, which is created by the
+first container of the network and shared by all. Without `ipam` the container gets a link and no address (layer 2).
+
+| key | default | |
+| --- | --- | --- |
+| bridge | cni0 | the bridge's name |
+| isGateway | false | the bridge has the gateway's address, and the host forwards |
+| isDefaultGateway | false | isGateway, and the container's default route goes there |
+| forceAddress | false | an address that keeps the gateway's from the bridge is replaced |
+| hairpinMode | false | the port sends a frame back where it came from: a container reaches itself by a published port |
+| promiscMode | false | the bridge takes every frame; not together with hairpinMode |
+| portIsolation | false | ports that are isolated do not reach each other, only the host and what it forwards to |
+| mtu | kernel's | bytes, of the veth, and of a bridge that is created |
+| enabledad | false | IPv6 duplicate address detection, which takes up to 2 s |
+| disableContainerInterface | false | the container's end stays down; without ipam only |
+| ipam | none | `type` names the plugin that gives addresses |
+| dns | IPAM's | nameservers, domain, search, options for the result |
+
+The container's MAC address may be asked for: CNI_ARGS `MAC`, `args.cni.mac`, `runtimeConfig.mac` (capability `mac`),
+the last one given wins. Not served yet, and refused by name: ipMasq, macspoofchk, vlan, vlanTrunk, preserveDefaultVlan.
+
+Result: the bridge, the veth's host end, the container's interface; addresses, routes and dns of IPAM, completed. An
+address without gateway gets, with isGateway, the first of its subnet.
+
+DEL needs neither netns nor prevResult: the host end's name is made from network, container and interface, and its
+ifalias says so in words. The bridge, its address and forwarding stay, as others may use them.
+
+Unlike the reference: a failed ADD leaves nothing behind; DEL of a container whose interface belongs to another
+attachment does not touch it; the bridge's MAC is fixed when it is created; IPAM's default route without gateway counts
+as one.
+"""
+
+from __future__ import annotations
+
+from cnikit import configure, spec
+from cnikit.address import format_ip, is_default, network, parse_cidr, parse_mac, plus
+from cnikit.errors import unsupported
+from cnikit.flow import Ends, InterfaceKind, interface
+from cnikit.main import main
+from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Port, Promiscuous, Sysctl, Up, Veth
+from cnikit.plan import Add, Ensure, Set, Step
+from cnikit.result import IP, Result, Route
+from cnikit.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnikit.fields import Fields
+    from cnikit.request import Request
+
+_LATER = ("ipMasq", "macspoofchk", "vlan", "vlanTrunk", "preserveDefaultVlan")
+
+
+class Conf(Value):
+    """The configuration, checked."""
+
+    bridge: str
+    mtu: int
+    mac: str
+    gateway: bool
+    default_gateway: bool
+    force: bool
+    hairpin: bool
+    promisc: bool
+    isolated: bool
+    dad: bool
+    down: bool
+    config: Fields
+
+
+def parse(request: Request) -> Conf:
+    """Read the configuration. Raises CniError."""
+    config = request.config
+    for key in _LATER:
+        if config.raw(key) not in (None, False, 0):
+            raise unsupported(key, config.raw(key))
+    bridge = config.string("bridge", default="cni0")
+    fault = spec.ifname_fault(bridge)
+    if fault:
+        raise config.invalid("bridge", f"{bridge!r}: {fault}")
+    conf = Conf(
+        bridge=bridge,
+        mtu=configure.mtu(config),
+        mac=configure.mac(request, parse_mac),
+        default_gateway=config.boolean("isDefaultGateway"),
+        gateway=config.boolean("isGateway") or config.boolean("isDefaultGateway"),
+        force=config.boolean("forceAddress"),
+        hairpin=config.boolean("hairpinMode"),
+        promisc=config.boolean("promiscMode"),
+        isolated=config.boolean("portIsolation"),
+        dad=config.boolean("enabledad"),
+        down=config.boolean("disableContainerInterface"),
+        config=config,
+    )
+    if conf.down and config.object("ipam").string("type"):
+        raise config.invalid("ipam", "cannot be used when disableContainerInterface is true")
+    if conf.hairpin and conf.promisc:
+        raise config.invalid("promiscMode", "cannot be true together with hairpinMode")
+    return conf
+
+
+def settle(conf: Conf, leases: Result) -> Result:
+    """Complete what IPAM gave: gateways the bridge is to have, the default routes by them, dns."""
+    ips = tuple(_with_gateway(ip) if conf.gateway and not ip.gateway else ip for ip in leases.ips)
+    routes = list(leases.routes)
+    for default, colon in (("0.0.0.0/0", False), ("::/0", True)):
+        gateways = [ip.gateway for ip in ips if (":" in ip.address) == colon and ip.gateway]
+        has_one = any(is_default(route.dst) and (":" in route.dst) == colon for route in routes)
+        if conf.default_gateway and gateways and not has_one:
+            routes.append(Route(default, gateways[0]))
+    return leases.replace(ips=ips, routes=tuple(routes), dns=configure.dns(conf.config, leases))
+
+
+def _with_gateway(ip: IP) -> IP:
+    packed, length = parse_cidr(ip.address)
+    return ip.replace(gateway=format_ip(plus(network(packed, length), 1)))
+
+
+def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
+    """Return the steps of an ADD: the bridge and its addresses, the veth, the container's addresses and routes."""
+    configure.fits(conf.mtu, leases)
+    inside = configure.interface(ends.ifname, leases, conf.dad) if leases.ips else _without_addresses(conf, ends)
+    return (
+        *_bridge(conf, leases),
+        Add(Veth(HOST, ends.host_end, ends.ifname, ends.sandbox, conf.bridge, conf.mtu, conf.mac)),
+        Set(Alias(HOST, ends.host_end, ends.tag)),
+        Set(Port(HOST, ends.host_end, conf.hairpin, conf.isolated)),
+        *inside,
+        *(() if conf.down else (Set(Carrier(HOST, ends.host_end)),)),
+    )
+
+
+def _bridge(conf: Conf, leases: Result) -> list[Step]:
+    steps: list[Step] = [
+        Ensure(Bridge(HOST, conf.bridge, conf.mtu)),
+        Ensure(Sysctl(HOST, f"net/ipv6/conf/{conf.bridge}/accept_ra", "0", optional=True)),
+        Ensure(Up(HOST, conf.bridge)),
+    ]
+    if conf.promisc:
+        steps.append(Ensure(Promiscuous(HOST, conf.bridge)))
+    if conf.gateway:
+        for ip in leases.ips:
+            length = ip.address.partition("/")[2]
+            steps.append(Ensure(Gateway(HOST, conf.bridge, f"{ip.gateway}/{length}", conf.force)))
+        forwarding = {":" in ip.address: _FORWARDING[":" in ip.address] for ip in leases.ips}
+        steps += [Ensure(Sysctl(HOST, name, "1")) for name in forwarding.values()]
+    return steps
+
+
+_FORWARDING = {False: "net/ipv4/ip_forward", True: "net/ipv6/conf/all/forwarding"}
+
+
+def _without_addresses(conf: Conf, ends: Ends) -> tuple[Step, ...]:
+    return () if conf.down else (Set(Up(CONTAINER, ends.ifname)),)
+
+
+def host_links(conf: Conf, ends: Ends) -> tuple[str, ...]:
+    """Return the host's links in the result."""
+    return (conf.bridge, ends.host_end)
+
+
+PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links))
+
+if __name__ == "__main__":
+    main(PLUGIN)
