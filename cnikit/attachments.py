@@ -43,9 +43,9 @@ class Attachment:
             raise invalid_environment("CNI_CONTAINERID", f"{self.container!r} is no container id")
         if fault := spec.ifname_fault(self.ifname):
             raise invalid_environment("CNI_IFNAME", fault, self.ifname)
-        for pair in self.args:
-            if not all(pair) or any(c in text for text in pair for c in ";="):
-                raise invalid_environment("CNI_ARGS", f"invalid pair {'='.join(pair)!r}", "write KEY=VALUE;KEY=VALUE")
+        for key, value in self.args:
+            if not key or "=" in key or ";" in key + value:
+                raise invalid_environment("CNI_ARGS", f"invalid pair {f'{key}={value}'!r}", "write KEY=VALUE;KEY=VALUE")
 
     @property
     def key(self) -> tuple[str, str]:
@@ -61,6 +61,10 @@ class Cached:
     attachment: Attachment
     result: dict[str, Any]
 
+    def is_of(self, network: str, attachment: Attachment) -> bool:
+        """Tell whether this is the entry of that attachment."""
+        return self.network == network and self.attachment.key == attachment.key
+
 
 class Cache:
     """Results by attachment, in files. Writing raises CniError (code 5), reading takes a broken file for none."""
@@ -71,8 +75,7 @@ class Cache:
     def find(self, network: str, attachment: Attachment) -> Cached | None:
         """Return the entry of an attachment, None when there is none."""
         cached = _read(self._file(network, attachment))
-        same = cached and cached.network == network and cached.attachment.key == attachment.key
-        return cached if same else None
+        return cached if cached and cached.is_of(network, attachment) else None
 
     def holder(self, attachment: Attachment) -> Cached | None:
         """Return the entry that has this interface of this container, whatever its network."""
@@ -105,7 +108,8 @@ class Cache:
     def forget(self, network: str, attachment: Attachment) -> None:
         """Remove an entry; none there is fine."""
         file = self._file(network, attachment)
-        if _read(file) and not self.find(network, attachment):
+        cached = _read(file)
+        if cached and not cached.is_of(network, attachment):
             return
         try:
             file.unlink(missing_ok=True)
@@ -157,17 +161,24 @@ def _read(file: Path) -> Cached | None:
 
 
 def _attachment(f: Fields) -> Attachment:
-    args = f.raw("cniArgs") or []
-    pairs = [[text for text in pair if isinstance(text, str)] for pair in args if isinstance(pair, list)]
-    if len(pairs) != len(args) or any(len(pair) != 2 for pair in pairs):
-        raise f.invalid("cniArgs", "expected pairs of strings")
     return Attachment(
         container=f.string("containerId"),
         ifname=f.string("ifName"),
         netns=f.string("netns"),
-        args=tuple((key, value) for key, value in pairs),
+        args=_pairs(f, "cniArgs"),
         capabilities=_object(f, "capabilityArgs"),
     )
+
+
+def _pairs(f: Fields, key: str) -> tuple[tuple[str, str], ...]:
+    match f.raw(key):
+        case None:
+            return ()
+        case list(pairs) if all(
+            isinstance(pair, list) and [type(text) for text in pair] == [str, str] for pair in pairs
+        ):
+            return tuple((name, value) for name, value in pairs)
+    raise f.invalid(key, "expected pairs of strings")
 
 
 def _object(f: Fields, key: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cnikit import spec
+from cnikit.address import format_mac, parse_mac
 from cnikit.errors import CniError, invalid_config
 from cnikit.fields import Fields
 from cnikit.objects import CONTAINER, Address, Route, Settled, Sysctl, Up
@@ -10,8 +12,6 @@ from cnikit.result import DNS, Result, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cnikit import result
     from cnikit.request import Request
 
@@ -77,24 +77,22 @@ def fits(size: int, leases: Result) -> None:
         raise invalid_config("mtu", f"{size} is too small for IPv6, which needs {IPV6_MINIMUM_MTU}")
 
 
-def mac(request: Request, parse: Callable[[str], bytes]) -> str:
+def mac(request: Request) -> str:
     """Return the MAC address asked for, in the kernel's spelling; "" for any.
 
     CNI_ARGS MAC, then args.cni.mac, then runtimeConfig.mac: the last one given wins.
     """
-    args = request.config.object("args").object("cni")
-    runtime = request.config.object("runtimeConfig")
     found = ""
-    for text, fault in (
-        (request.arguments().get("MAC", ""), lambda why: CniError(4, f"CNI_ARGS: MAC: {why}")),
-        (args.string("mac"), lambda why: args.invalid("mac", why)),
-        (runtime.string("mac"), lambda why: runtime.invalid("mac", why)),
+    for source, code, text in (
+        ("CNI_ARGS: MAC", spec.INVALID_ENVIRONMENT, request.arguments().get("MAC", "")),
+        ("args.cni.mac", spec.INVALID_CONFIG, request.config.object("args").object("cni").string("mac")),
+        ("runtimeConfig.mac", spec.INVALID_CONFIG, request.config.object("runtimeConfig").string("mac")),
     ):
         if text:
             try:
-                found = parse(text).hex(":")
+                found = format_mac(parse_mac(text))
             except ValueError as e:
-                raise fault(str(e)) from None
+                raise CniError(code, f"{source}: {e}") from None
     return found
 
 

@@ -1,4 +1,4 @@
-"""The edge of an executable: environ and stdin in, stdout, stderr and exit status out. Nothing else touches the process.
+"""The edge of an executable: environ and stdin in, stdout, stderr and exit status out. Only here is it touched.
 
 One call, from here down:
 

@@ -167,4 +167,3 @@ def _boolean(f: Fields, key: str) -> bool:
     if isinstance(text, str) and text.lower() in ("true", "false"):
         return text.lower() == "true"
     return f.boolean(key)
-

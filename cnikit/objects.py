@@ -209,8 +209,10 @@ class Alias(Object):
 
     def fault(self, world: World) -> str:
         link = world[self.where].link(self.name)
+        if link is None:
+            return f"{self.name} is gone"
         # The reference sets none; what it made is ours to keep as it is.
-        if link is None or link.alias in ("", self.alias):
+        if link.alias in ("", self.alias):
             return ""
         return f"{self.name} has the alias {link.alias}, not {self.alias}"
 

@@ -60,6 +60,26 @@ class Request(Value):
             raise invalid_environment("CNI_ARGS", f"unknown args {unknown}", "IgnoreUnknown=1 lets them pass")
         return pairs
 
+    def valid_attachments(self) -> frozenset[tuple[str, str]]:
+        """Return container and ifname of all attachments that GC shall keep. Raises CniError, code 7.
+
+        Without a list GC would free what is in use, so its absence is refused. But null is the empty list, as libcni
+        writes one. The older key is the one the specification had by mistake (containernetworking/cni, issue 1101).
+        """
+        keys = ("cni.dev/valid-attachments", "cni.dev/attachments")
+        given = {key.lower() for key in jsontext.decode(self.stdin)}
+        key = next((key for key in keys if key in given), "")
+        if not key:
+            raise invalid_config(keys[0], "is missing", "an empty list says that no attachment is valid")
+        return frozenset(_attachment(f) for f in self.config.objects(key))
+
+
+def _attachment(f: Fields) -> tuple[str, str]:
+    for key in ("containerID", "ifname"):
+        if not f.string(key):
+            raise f.invalid(key, "is missing")
+    return f.string("containerID"), f.string("ifname")
+
 
 def parse(environ: Mapping[str, str], read_stdin: Callable[[], bytes]) -> Request:
     """Check a call and return it. Raises CniError.

@@ -47,7 +47,7 @@ as one.
 from __future__ import annotations
 
 from cnikit import configure, spec
-from cnikit.address import format_ip, is_default, network, parse_cidr, parse_mac, plus
+from cnikit.address import format_ip, is_default, network, parse_cidr, plus
 from cnikit.errors import unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
 from cnikit.main import main
@@ -94,7 +94,7 @@ def parse(request: Request) -> Conf:
     conf = Conf(
         bridge=bridge,
         mtu=configure.mtu(config),
-        mac=configure.mac(request, parse_mac),
+        mac=configure.mac(request),
         default_gateway=config.boolean("isDefaultGateway"),
         gateway=config.boolean("isGateway") or config.boolean("isDefaultGateway"),
         force=config.boolean("forceAddress"),

@@ -114,14 +114,17 @@ def execute(path: str, kind: str, request: Request) -> result.Result | None:
     given = _document(out)
     if given is None:
         raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {kind} gave no result but {out[:200]!r}", said)
-    return result.parse(given, request.version)
+    try:
+        return result.parse(given, request.version)
+    except CniError as e:
+        raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {kind} gave a result that is none: {e.msg}", said) from None
 
 
 def _failure(kind: str, status: int, out: bytes, said: str) -> CniError:
     given = _document(out)
-    if given is not None and given.has("code") and given.has("msg"):
-        code = given.integer("code", high=2**63)
-        return CniError(code, f"{kind}: {given.string('msg')}", given.string("details"))
+    code, msg, details = (given.raw(key) if given else None for key in ("code", "msg", "details"))
+    if type(code) is int and isinstance(msg, str):
+        return CniError(code, f"{kind}: {msg}", details if isinstance(details, str) else "")
     how = f"exit status {status}" if status > 0 else f"signal {-status}"
     return CniError(spec.DELEGATE_FAILED, f"ipam.type: {kind} failed with {how} and no error message", said)
 

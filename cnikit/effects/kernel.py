@@ -208,9 +208,11 @@ def _make_bridge(kernel: Kernel, what: Bridge) -> Message:
     return rtnetlink.new_bridge(what.name, mac, what.mtu)
 
 
-def _make_veth(kernel: Kernel, what: Veth) -> Message:
+def _make_veth(kernel: Kernel, what: Veth) -> Message | None:
     mac = parse_mac(what.mac) if what.mac else b""
     master = kernel.index(what.bridge) if what.bridge else 0
+    if what.bridge and not master:
+        return None
     return rtnetlink.new_veth(what.name, what.peer, kernel.container_fd(), master, what.mtu, mac)
 
 

@@ -48,12 +48,12 @@ def open_netns(path: str) -> int:
     try:
         kind = ioctl(fd, NS_GET_NSTYPE)
     except OSError:
-        kind = 0
+        kind = None
     if kind == CLONE_NEWNET:
         return fd
     status = posix.fstat(fd)
     posix.close(fd)
-    if status.st_mode & 0o170000 == 0o100000 and status.st_size == 0:
+    if kind is None and status.st_mode & 0o170000 == 0o100000 and status.st_size == 0:
         raise FileNotFoundError(path)
     raise _invalid(path, "is no network namespace")
 

@@ -1,0 +1,70 @@
+"""Running a plugin's executable for a runtime: where it is found, what it is given, what its failure means."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from cnikit import jsontext, spec
+from cnikit.errors import CniError
+from cnikit.main import without_bootloader
+
+
+def find(kind: str, path: Sequence[str]) -> str:
+    """Return the file of a plugin: the first regular file of its name. Raises CniError naming what was searched."""
+    for folder in path:
+        file = os.path.join(folder, kind)
+        if os.path.isfile(file):
+            return file
+    raise CniError(
+        spec.INVALID_CONFIG, f"{kind}: no such plugin", f"looked in {', '.join(path) or 'no folder: CNI_PATH is empty'}"
+    )
+
+
+def run(kind: str, path: Sequence[str], stdin: bytes, variables: Mapping[str, str]) -> bytes:
+    """Run a plugin and return what it prints. CNI_* variables not given are empty.
+
+    Its stderr is relayed, unless it failed without an error object: then it is part of the error. Raises CniError,
+    the message beginning with the plugin's type, with the code the plugin gave.
+    """
+    environ = {**without_bootloader(os.environ), **dict.fromkeys(spec.VARIABLES, ""), **variables}
+    process = _execute(kind, find(kind, path), stdin, environ)
+    stderr = process.stderr.decode("utf-8", "backslashreplace")
+    if process.returncode == 0:
+        sys.stderr.write(stderr)
+        return process.stdout
+    error = _error_object(kind, process.stdout)
+    if error:
+        sys.stderr.write(stderr)
+        raise error
+    said = (stderr.strip(), process.stdout.decode("utf-8", "backslashreplace").strip())
+    raise CniError(
+        spec.DELEGATE_FAILED, f"{kind}: {_ending(process.returncode)}", "; ".join(text for text in said if text)
+    )
+
+
+def _execute(kind: str, file: str, stdin: bytes, environ: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run([file], input=stdin, capture_output=True, env=environ, check=False)
+    except OSError as e:
+        raise CniError(spec.IO_FAILURE, f"{kind}: {file} cannot be executed: {e.strerror}") from None
+
+
+def _error_object(kind: str, stdout: bytes) -> CniError | None:
+    """Read the error a plugin printed (specification section 5, "Error"), None when that is none."""
+    try:
+        raw = jsontext.decode(stdout)
+    except ValueError:
+        return None
+    if not isinstance(raw, dict) or not isinstance(raw.get("msg"), str) or not isinstance(raw.get("code"), int):
+        return None
+    details = raw.get("details")
+    return CniError(raw["code"], f"{kind}: {raw['msg']}", details if isinstance(details, str) else "")
+
+
+def _ending(status: int) -> str:
+    how = f"exit status {status}" if status > 0 else f"ended by signal {-status} ({signal.strsignal(-status)})"
+    return f"{how}, without an error object"

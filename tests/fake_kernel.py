@@ -1,0 +1,235 @@
+"""A kernel in memory: two namespaces that take the changes plans make. It passes the contract test of the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cnikit.address import parse_cidr
+from cnikit.netlink.rtnetlink import (
+    IF_OPER_UP,
+    IFA_F_NODAD,
+    IFA_F_TENTATIVE,
+    IFF_LOOPBACK,
+    IFF_PROMISC,
+    IFF_UP,
+    BoundAddress,
+    KernelRoute,
+    Link,
+)
+from cnikit.objects import (
+    CONTAINER,
+    HOST,
+    Address,
+    Alias,
+    Bridge,
+    Carrier,
+    Change,
+    Device,
+    Object,
+    Port,
+    Promiscuous,
+    Refusal,
+    Remove,
+    Route,
+    Settled,
+    Sysctl,
+    Up,
+    Veth,
+)
+
+ENOENT, EEXIST, ENODEV = 2, 17, 19
+
+SYSCTLS = {
+    "net/ipv4/ip_forward": "0",
+    "net/ipv6/conf/all/forwarding": "0",
+    "net/ipv6/conf/lo/disable_ipv6": "0",
+}
+LINK_SYSCTLS = {
+    "net/ipv4/conf/{}/arp_notify": "0",
+    "net/ipv6/conf/{}/accept_dad": "1",
+    "net/ipv6/conf/{}/accept_ra": "1",
+    "net/ipv6/conf/{}/disable_ipv6": "0",
+    "net/ipv6/conf/{}/enhanced_dad": "1",
+    "net/ipv6/conf/{}/keep_addr_on_down": "0",
+}
+
+
+class FakeNamespace:
+    """One namespace."""
+
+    def __init__(self, world: FakeWorld) -> None:
+        self.world = world
+        self.present = {"lo": Link(1, "lo", flags=IFF_UP | IFF_LOOPBACK, mac="00:00:00:00:00:00", mtu=65536)}
+        self.bound: dict[int, list[BoundAddress]] = {}
+        self.routing: list[tuple[int, KernelRoute]] = []
+        self.sysctls = dict(SYSCTLS)
+
+    def link(self, name: str) -> Link | None:
+        return self.present.get(name)
+
+    def link_at(self, index: int) -> Link | None:
+        return next((link for link in self.present.values() if link.index == index), None)
+
+    def links(self) -> list[Link]:
+        return list(self.present.values())
+
+    def addresses(self, name: str) -> list[BoundAddress]:
+        link = self.link(name)
+        return self.bound.get(link.index, []) if link else []
+
+    def routes(self, af: int) -> list[KernelRoute]:
+        return [route for family, route in self.routing if family == af]
+
+    def sysctl(self, name: str) -> str:
+        if name not in self.sysctls:
+            raise FileNotFoundError(ENOENT, "No such file or directory")
+        return self.sysctls[name]
+
+    def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
+        outcomes: list[Refusal | None] = []
+        for change in changes:
+            self.world.log.append(change)
+            errno = self.world.failing(change) or self._change(change)
+            optional = isinstance(change.what, Sysctl) and change.what.optional
+            outcomes.append(Refusal(errno, "") if errno and not optional else None)
+        return outcomes
+
+    def _change(self, change: Change) -> int:
+        if isinstance(change, Remove):
+            return self._remove(change.what)
+        what = change.what
+        name = getattr(what, "name", "")
+        if isinstance(what, Bridge):
+            return self.add(Link(self.world.next_index(), name, "bridge", self.world.next_mac(), what.mtu or 1500))
+        if isinstance(what, Veth):
+            return self._veth(what)
+        if isinstance(what, Sysctl):
+            if name not in self.sysctls:
+                return ENOENT
+            self.sysctls[name] = what.value
+            return 0
+        return self._about_link(what, self.present.get(name))
+
+    def add(self, link: Link) -> int:
+        """Add a link."""
+        if link.name in self.present:
+            return EEXIST
+        self.present[link.name] = link
+        self.sysctls.update({name.format(link.name): value for name, value in LINK_SYSCTLS.items()})
+        return 0
+
+    def _veth(self, what: Veth) -> int:
+        inside = self.world[CONTAINER]
+        if what.name in self.present or what.peer in inside.present:
+            return EEXIST
+        here, there = self.world.next_index(), self.world.next_index()
+        bridge = self.present.get(what.bridge)
+        if what.bridge and bridge is None:
+            return ENODEV
+        mtu = what.mtu or 1500
+        master = bridge.index if bridge else 0
+        end = Link(here, what.name, "veth", self.world.next_mac(), mtu, IFF_UP, master=master)
+        self.add(end.replace(peer=there, peer_elsewhere=True))
+        mac = what.mac or self.world.next_mac()
+        inside.add(Link(there, what.peer, "veth", mac, mtu, peer=here, peer_elsewhere=True))
+        return 0
+
+    def _about_link(self, what: Object, link: Link | None) -> int:
+        if link is None:
+            return ENODEV
+        flags = {Up: IFF_UP, Promiscuous: IFF_PROMISC}.get(type(what), 0)
+        if flags:
+            self._set(link.replace(flags=link.flags | flags))
+        elif isinstance(what, Alias):
+            self._set(link.replace(alias=what.alias))
+        elif isinstance(what, Port):
+            self._set(link.replace(hairpin=what.hairpin, isolated=what.isolated))
+        elif isinstance(what, Address):
+            return self._address(what, link)
+        elif isinstance(what, Route):
+            return self._route(what, link)
+        elif isinstance(what, Settled):
+            settled = [a.replace(flags=a.flags & ~IFA_F_TENTATIVE) for a in self.bound.get(link.index, [])]
+            self.bound[link.index] = settled
+        else:
+            assert isinstance(what, Carrier)
+        return 0
+
+    def _set(self, link: Link) -> None:
+        """Replace a link; a veth's ends have a carrier while both are up."""
+        self.present[link.name] = link
+        for namespace in self.world.namespaces.values():
+            for other in list(namespace.present.values()):
+                if other.index == link.peer and other.peer == link.index:
+                    state = IF_OPER_UP if link.flags & other.flags & IFF_UP else 2
+                    namespace.present[other.name] = other.replace(operstate=state)
+                    self.present[link.name] = link.replace(operstate=state)
+
+    def _address(self, what: Address, link: Link) -> int:
+        packed, length = parse_cidr(what.cidr)
+        bound = self.bound.setdefault(link.index, [])
+        if any((a.packed, a.length) == (packed, length) for a in bound):
+            return EEXIST
+        v6_flags = IFA_F_TENTATIVE if what.dad else IFA_F_NODAD
+        bound.append(BoundAddress(link.index, packed, length, v6_flags if len(packed) == 16 else 0))
+        return 0
+
+    def _route(self, what: Route, link: Link) -> int:
+        route, af = what.to_kernel(link.index)
+        if (af, route) not in self.routing:
+            self.routing.append((af, route))
+        return 0
+
+    def _remove(self, what: Object) -> int:
+        link = self.present.get(getattr(what, "name", ""))
+        if link is None:
+            return 0
+        if isinstance(what, Address):
+            packed, length = parse_cidr(what.cidr)
+            kept = [a for a in self.bound.get(link.index, []) if (a.packed, a.length) != (packed, length)]
+            self.bound[link.index] = kept
+        elif isinstance(what, Up):
+            self._set(link.replace(flags=link.flags & ~IFF_UP))
+        else:
+            assert isinstance(what, Veth | Device)
+            self.world.delete(link)
+        return 0
+
+
+class FakeWorld:
+    """The two namespaces. `fail` makes changes of one kind of object fail with an errno."""
+
+    def __init__(self) -> None:
+        self.namespaces = {HOST: FakeNamespace(self), CONTAINER: FakeNamespace(self)}
+        self.log: list[Change] = []
+        self.fail: dict[Change, int] = {}
+        self._index = 1
+
+    def __getitem__(self, where: str) -> FakeNamespace:
+        return self.namespaces[where]
+
+    def failing(self, change: Change) -> int:
+        """Return the errno a change is to fail with, 0 for none."""
+        return self.fail.get(change, 0)
+
+    def next_index(self) -> int:
+        """Return an index no link has had."""
+        self._index += 1
+        return self._index
+
+    def next_mac(self) -> str:
+        """Return a MAC address no link has had."""
+        return f"02:00:00:00:00:{self.next_index():02x}"
+
+    def delete(self, link: Link) -> None:
+        """Delete a link and its peer, with their addresses and routes."""
+        for namespace in self.namespaces.values():
+            for name, other in list(namespace.present.items()):
+                if other.index == link.index or (other.peer == link.index and link.peer == other.index):
+                    del namespace.present[name]
+                    namespace.bound.pop(other.index, None)
+                    namespace.routing = [(af, r) for af, r in namespace.routing if r.oif != other.index]
+
+    def state(self) -> tuple[object, ...]:
+        """Return all there is, to compare before with after."""
+        return tuple((n.present.copy(), n.bound.copy(), n.routing.copy()) for n in self.namespaces.values())

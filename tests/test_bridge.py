@@ -1,0 +1,822 @@
+"""bridge: its plan and its faults as tables, then every verb on the kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnikit import ownership, request
+from cnikit.flow import Ends
+from cnikit.plan import render
+from cnikit.plugins import bridge
+from cnikit.request import Attachment
+from cnikit.result import DNS, IP, Result, Route
+from cnikit.spec import VERSIONS
+from tests.conftest import BUILT, Call, ip, needs_reference, sh
+
+V4, V6 = "10.11.0.2/24", "fd00:11::2/64"
+HOST_END = ownership.host_ends(Attachment("net1", "c1", "eth0"))[0]
+
+
+def config(version: str = "1.1.0", ipam: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
+    """Return a configuration of a network with one IPv4 address, or with the ipam given."""
+    static = {"type": "static", "addresses": [{"address": V4}]} if ipam is None else ipam
+    conf = {"cniVersion": version, "name": "net1", "type": "bridge", "bridge": "br1", "ipam": static}
+    return {**conf, **keys}
+
+
+def static(*addresses: str, **keys: Any) -> dict[str, Any]:
+    return {"type": "static", "addresses": [{"address": address} for address in addresses], **keys}
+
+
+def host_local(networks: Path, *subnets: str) -> dict[str, Any]:
+    ranges = [[{"subnet": subnet}] for subnet in subnets or ("10.11.0.0/24",)]
+    return {"type": "host-local", "dataDir": str(networks), "ranges": ranges}
+
+
+def call(verb: str, conf: dict[str, Any], netns: str = "", **environ: str) -> Call:
+    return Call(bridge.PLUGIN, verb, conf, CNI_NETNS=netns, **environ)
+
+
+def parsed(**keys: Any) -> bridge.Conf:
+    environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/n", "CNI_IFNAME": "eth0"}
+    return bridge.parse(request.parse(environ, json.dumps(config(**keys)).encode))
+
+
+def state() -> str:
+    """Return all of the host's network and the containers', to compare before with after."""
+    return sh("ip -d link; ip addr; ip route; ip -6 route; sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding")
+
+
+# The plan, without a kernel.
+
+ENDS = Ends("eth0", "/run/netns/a", "vethx", "cni:net1/c1/eth0")
+
+
+def test_the_plan_of_a_dual_stack_container() -> None:
+    conf = parsed(isDefaultGateway=True, mtu=1400, hairpinMode=True)
+    leases = bridge.settle(conf, Result(ips=(IP(V4), IP(V6)), routes=(Route("10.0.0.0/8", table=0, priority=7),)))
+    assert render(bridge.plan(conf, leases, ENDS), "/run/netns/a") == (
+        "ip link add br1 mtu 1400 type bridge\n"
+        "sysctl -w net/ipv6/conf/br1/accept_ra=0\n"
+        "ip link set br1 up\n"
+        "ip addr add 10.11.0.1/24 brd 10.11.0.255 dev br1\n"
+        "ip addr add fd00:11::1/64 dev br1 nodad\n"
+        "sysctl -w net/ipv4/ip_forward=1\n"
+        "sysctl -w net/ipv6/conf/all/forwarding=1\n"
+        "ip link add vethx up master br1 mtu 1400 type veth peer name eth0 mtu 1400 netns /run/netns/a\n"
+        "ip link set vethx alias cni:net1/c1/eth0\n"
+        "bridge link set dev vethx hairpin on isolated off\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv4/conf/eth0/arp_notify=1\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/lo/disable_ipv6=0\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/disable_ipv6=0\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=1\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/accept_dad=0\n"
+        "nsenter --net=/run/netns/a ip addr add 10.11.0.2/24 brd 10.11.0.255 dev eth0\n"
+        "nsenter --net=/run/netns/a ip addr add fd00:11::2/64 dev eth0 nodad\n"
+        "nsenter --net=/run/netns/a ip link set eth0 up\n"
+        "nsenter --net=/run/netns/a ip route add 10.0.0.0/8 via 10.11.0.1 dev eth0 metric 7\n"
+        "nsenter --net=/run/netns/a ip route add default via 10.11.0.1 dev eth0\n"
+        "nsenter --net=/run/netns/a ip -6 route add default via fd00:11::1 dev eth0\n"
+        "# wait until vethx has a carrier: ip -br link show vethx\n"
+    )
+
+
+def test_the_plan_without_addresses() -> None:
+    assert render(bridge.plan(parsed(ipam={}, promiscMode=True, portIsolation=True), Result(), ENDS), "/n") == (
+        "ip link add br1 type bridge\n"
+        "sysctl -w net/ipv6/conf/br1/accept_ra=0\n"
+        "ip link set br1 up\n"
+        "ip link set br1 promisc on\n"
+        "ip link add vethx up master br1 type veth peer name eth0 netns /run/netns/a\n"
+        "ip link set vethx alias cni:net1/c1/eth0\n"
+        "bridge link set dev vethx hairpin off isolated on\n"
+        "nsenter --net=/n ip link set eth0 up\n"
+        "# wait until vethx has a carrier: ip -br link show vethx\n"
+    )
+
+
+def test_the_plan_of_a_container_that_sets_its_interface_up_by_itself() -> None:
+    assert render(bridge.plan(parsed(ipam={}, disableContainerInterface=True), Result(), ENDS), "/n").endswith(
+        "bridge link set dev vethx hairpin off isolated off\n"
+    )
+
+
+DEFAULTS = [
+    pytest.param({}, IP(V4), (), IP(V4), (), id="no-gateway-asked"),
+    pytest.param({"isGateway": True}, IP(V4), (), IP(V4, "10.11.0.1"), (), id="first-of-the-subnet"),
+    pytest.param({"isGateway": True}, IP(V4, "10.11.0.9"), (), IP(V4, "10.11.0.9"), (), id="ipam-gives-one"),
+    pytest.param(
+        {"isDefaultGateway": True}, IP(V4), (), IP(V4, "10.11.0.1"), (Route("0.0.0.0/0", "10.11.0.1"),), id="default"
+    ),
+    pytest.param(
+        {"isDefaultGateway": True}, IP(V6), (), IP(V6, "fd00:11::1"), (Route("::/0", "fd00:11::1"),), id="default-v6"
+    ),
+    pytest.param(
+        {"isDefaultGateway": True},
+        IP(V4),
+        (Route("0.0.0.0/0"),),
+        IP(V4, "10.11.0.1"),
+        (Route("0.0.0.0/0"),),
+        id="ipam-default-without-gateway-counts",
+    ),
+    pytest.param(
+        {"isDefaultGateway": True},
+        IP(V4),
+        (Route("::/0"),),
+        IP(V4, "10.11.0.1"),
+        (Route("::/0"), Route("0.0.0.0/0", "10.11.0.1")),
+        id="ipam-default-of-the-other-family-does-not",
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "leased", "routes", "completed", "routed"), DEFAULTS)
+def test_settle(
+    keys: dict[str, Any], leased: IP, routes: tuple[Route, ...], completed: IP, routed: tuple[Route, ...]
+) -> None:
+    settled = bridge.settle(parsed(**keys), Result(ips=(leased,), routes=routes))
+    assert (settled.ips, settled.routes) == ((completed,), routed)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        pytest.param(None, DNS(nameservers=("10.0.0.53",)), id="ipam's"),
+        pytest.param({}, DNS(nameservers=("10.0.0.53",)), id="empty-is-none"),
+        pytest.param({"search": ["a.b"]}, DNS(search=("a.b",)), id="any-key-replaces-all"),
+        pytest.param({"nameservers": []}, DNS(), id="an-empty-list-too"),
+    ],
+)
+def test_dns(given: dict[str, Any] | None, shown: DNS) -> None:
+    conf = parsed(dns=given)
+    assert bridge.settle(conf, Result(dns=DNS(nameservers=("10.0.0.53",)))).dns == shown
+
+
+@pytest.mark.parametrize(
+    ("keys", "args", "mac"),
+    [
+        pytest.param({}, "", "", id="none"),
+        pytest.param({}, "MAC=02:00:00:00:00:01", "02:00:00:00:00:01", id="CNI_ARGS"),
+        pytest.param(
+            {"args": {"cni": {"mac": "02-00-00-00-00-0B"}}}, "MAC=02:00:00:00:00:01", "02:00:00:00:00:0b", id="args"
+        ),
+        pytest.param(
+            {"args": {"cni": {"mac": "02:00:00:00:00:02"}}, "runtimeConfig": {"mac": "02:00:00:00:00:03"}},
+            "MAC=02:00:00:00:00:01",
+            "02:00:00:00:00:03",
+            id="runtimeConfig",
+        ),
+    ],
+)
+def test_mac_precedence(keys: dict[str, Any], args: str, mac: str) -> None:
+    environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/n", "CNI_IFNAME": "e", "CNI_ARGS": args}
+    assert bridge.parse(request.parse(environ, json.dumps(config(**keys)).encode)).mac == mac
+
+
+# Bad configurations: an error that names the key. The namespace does not exist: it is not even looked at.
+
+BAD = [
+    pytest.param({"bridge": 5}, 7, "bridge: expected string, got integer", id="bridge-type"),
+    pytest.param({"bridge": ""}, 7, "bridge: '': interface name is empty", id="bridge-empty"),
+    pytest.param({"bridge": "a/b"}, 7, "bridge: 'a/b': interface name contains / or : or ", id="bridge-name"),
+    pytest.param({"bridge": "a" * 16}, 7, "bridge: 'aaaaaaaaaaaaaaaa': interface name is too long", id="bridge-long"),
+    pytest.param({"mtu": "9k"}, 7, "mtu: expected integer, got string", id="mtu-type"),
+    pytest.param({"mtu": 67}, 7, "mtu: 67 is not in 68..65535", id="mtu-low"),
+    pytest.param({"mtu": 65536}, 7, "mtu: 65536 is not in 0..65535", id="mtu-high"),
+    pytest.param({"mtu": -1}, 7, "mtu: -1 is not in 0..65535", id="mtu-negative"),
+    pytest.param({"isGateway": "yes"}, 7, "isGateway: expected boolean, got string", id="boolean-type"),
+    pytest.param(
+        {"hairpinMode": True, "promiscMode": True},
+        7,
+        "promiscMode: cannot be true together with hairpinMode",
+        id="hairpin-and-promisc",
+    ),
+    pytest.param(
+        {"disableContainerInterface": True},
+        7,
+        "ipam: cannot be used when disableContainerInterface is true",
+        id="ipam-and-disabled",
+    ),
+    pytest.param({"ipMasq": True}, 2, "ipMasq: True is not supported", id="ipMasq"),
+    pytest.param({"macspoofchk": True}, 2, "macspoofchk: True is not supported", id="macspoofchk"),
+    pytest.param({"vlan": 7}, 2, "vlan: 7 is not supported", id="vlan"),
+    pytest.param({"vlanTrunk": [{"id": 7}]}, 2, "vlanTrunk: [{'id': 7}] is not supported", id="vlanTrunk"),
+    pytest.param({"preserveDefaultVlan": True}, 2, "preserveDefaultVlan: True is not supported", id="preserve"),
+    pytest.param({"runtimeConfig": {"mac": "x"}}, 7, "runtimeConfig.mac: 'x' is not a MAC address", id="mac"),
+    pytest.param({"args": {"cni": {"mac": "x"}}}, 7, "args.cni.mac: 'x' is not a MAC address", id="args-mac"),
+    pytest.param({"args": {"cni": []}}, 7, "args.cni: expected object, got list", id="args-type"),
+    pytest.param({"ipam": []}, 7, "ipam: expected object, got list", id="ipam-type"),
+    pytest.param({"ipam": {"type": 5}}, 7, "ipam.type: expected string, got integer", id="ipam-type-type"),
+    pytest.param({"ipam": {"type": "../x"}}, 7, "ipam.type: '../x' is no plugin's name", id="ipam-type-path"),
+    pytest.param({"dns": {"search": [5]}}, 7, "dns.search[0]: expected string, got integer", id="dns"),
+    pytest.param({"prevResult": 5}, 7, "prevResult: expected object, got integer", id="prevResult"),
+]
+
+
+@pytest.mark.parametrize(("keys", "code", "msg"), BAD)
+def test_bad_configuration(host: str, container: str, keys: dict[str, Any], code: int, msg: str) -> None:
+    assert host
+    before = state()
+    got, said = call("ADD", config(**keys), container).error()
+    assert got == code
+    assert said.startswith(msg)
+    assert state() == before
+    assert [link["ifname"] for link in ip(f"-n {Path(container).name} link")] == ["lo"]
+
+
+@pytest.mark.parametrize("value", [False, None, 0])
+def test_a_key_not_served_may_be_off(host: str, container: str, value: object) -> None:
+    assert host
+    call("ADD", config(ipMasq=value, vlan=value), container).result()
+
+
+# ADD.
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_add_in_every_version(host: str, container: str, version: str) -> None:
+    assert host
+    given = call("ADD", config(version, static(V4, V6), isDefaultGateway=True), container).result()
+    links = {link["ifname"]: link for link in ip("link") + ip(f"-n {Path(container).name} link")}
+    routes = [{"dst": "0.0.0.0/0", "gw": "10.11.0.1"}, {"dst": "::/0", "gw": "fd00:11::1"}]
+    if version < "0.3.0":
+        assert given == {
+            "cniVersion": version,
+            "ip4": {"ip": V4, "gateway": "10.11.0.1", "routes": routes[:1]},
+            "ip6": {"ip": V6, "gateway": "fd00:11::1", "routes": routes[1:]},
+            "dns": {},
+        }
+        return
+    numbered = [{"version": "4"}, {"version": "6"}] if version < "1.0.0" else [{}, {}]
+    assert given == {
+        "cniVersion": version,
+        "interfaces": [
+            {"name": "br1", "mac": links["br1"]["address"]},
+            {"name": HOST_END, "mac": links[HOST_END]["address"]},
+            {"name": "eth0", "mac": links["eth0"]["address"], "sandbox": container},
+        ],
+        "ips": [
+            {**numbered[0], "interface": 2, "address": V4, "gateway": "10.11.0.1"},
+            {**numbered[1], "interface": 2, "address": V6, "gateway": "fd00:11::1"},
+        ],
+        "routes": routes,
+        **({"dns": {}} if version < "1.0.0" else {}),
+    }
+
+
+def ping(netns: str, address: str) -> bool:
+    command = ["ip", "netns", "exec", Path(netns).name, "ping", "-c1", "-W2", address]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def test_containers_reach_each_other_and_the_gateway(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    one, two = new_container(), new_container()
+    addresses = ["10.11.0.2", "fd00:11::2", "10.11.0.3", "fd00:11::3"]
+    call("ADD", config(ipam=static("10.11.0.2/24", "fd00:11::2/64"), isGateway=True), one).result()
+    second = config(ipam=static("10.11.0.3/24", "fd00:11::3/64"), isGateway=True)
+    call("ADD", second, two, CNI_CONTAINERID="c2").result()
+    assert [ping(one, a) for a in ("10.11.0.1", "fd00:11::1", *addresses[2:])] == [True] * 4
+    assert [ping(two, a) for a in ("10.11.0.1", "fd00:11::1", *addresses[:2])] == [True] * 4
+    assert sh("sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding").split() == ["1", "1"]
+
+
+def test_isolated_ports_reach_the_gateway_only(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    one, two = new_container(), new_container()
+    call("ADD", config(isGateway=True, portIsolation=True), one).result()
+    second = config(ipam=static("10.11.0.3/24"), isGateway=True, portIsolation=True)
+    call("ADD", second, two, CNI_CONTAINERID="c2").result()
+    assert [ping(one, "10.11.0.1"), ping(one, "10.11.0.3"), ping(two, "10.11.0.1")] == [True, False, True]
+
+
+def test_what_the_configuration_says_is_in_the_kernel(host: str, container: str) -> None:
+    assert host
+    conf = config(mtu=1300, hairpinMode=True, runtimeConfig={"mac": "02:00:00:00:00:09"})
+    call("ADD", conf, container).result()
+    end = ip(f"-d link show {HOST_END}")[0]
+    assert (end["mtu"], end["ifalias"], end["master"]) == (1300, "cni:net1/c1/eth0", "br1")
+    assert end["linkinfo"]["info_slave_data"]["hairpin"] is True
+    inside = ip(f"-n {Path(container).name} link show eth0")[0]
+    assert (inside["mtu"], inside["address"]) == (1300, "02:00:00:00:00:09")
+    assert ip("link show br1")[0]["mtu"] == 1300
+
+
+def test_promiscuous_bridge(host: str, container: str) -> None:
+    assert host
+    call("ADD", config(promiscMode=True), container).result()
+    assert "PROMISC" in ip("link show br1")[0]["flags"]
+
+
+def test_routes_of_every_kind(host: str, container: str) -> None:
+    assert host
+    routes = [
+        {"dst": "10.20.0.0/16"},
+        {"dst": "10.21.0.0/16", "gw": "10.11.0.77", "mtu": 1200, "advmss": 1100, "priority": 9, "table": 300},
+        {"dst": "10.22.0.0/16", "scope": 253},
+        {"dst": "0.0.0.0/0"},
+    ]
+    call("ADD", config(ipam=static(V4, routes=routes), isDefaultGateway=True), container).result()
+    name = Path(container).name
+    shown = {route["dst"]: route for route in ip(f"-n {name} route show table all") if route.get("dev") == "eth0"}
+    assert shown["10.20.0.0/16"]["gateway"] == "10.11.0.1"
+    far = shown["10.21.0.0/16"]
+    assert (far["gateway"], far["metric"], far["table"]) == ("10.11.0.77", 9, "300")
+    assert far["metrics"] == [{"mtu": 1200, "advmss": 1100}]
+    assert "gateway" not in shown["10.22.0.0/16"]
+    assert shown["default"]["gateway"] == "10.11.0.1"
+
+
+def test_duplicate_address_detection_is_waited_for(host: str, container: str) -> None:
+    assert host
+    call("ADD", config(ipam=static(V6), enabledad=True), container).result()
+    shown = sh(f"ip -n {Path(container).name} -6 addr show dev eth0 scope global")
+    assert V6 in shown
+    assert "tentative" not in shown
+    assert "nodad" not in shown
+
+
+def test_layer_two(host: str, container: str) -> None:
+    assert host
+    given = call("ADD", config(ipam={}), container).result()
+    assert [entry["name"] for entry in given["interfaces"]] == ["br1", HOST_END, "eth0"]
+    assert set(given) == {"cniVersion", "interfaces"}
+    assert "UP" in ip(f"-n {Path(container).name} link show eth0")[0]["flags"]
+
+
+def test_the_containers_interface_may_be_left_down(host: str, container: str) -> None:
+    assert host
+    call("ADD", config(ipam={}, disableContainerInterface=True), container).result()
+    assert "UP" not in ip(f"-n {Path(container).name} link show eth0")[0]["flags"]
+
+
+def test_prev_result_is_kept_and_added_to(host: str, container: str) -> None:
+    assert host
+    previous: dict[str, Any] = {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "lo", "sandbox": container, "mtu": 65536}],
+        "ips": [{"address": "127.0.0.1/8", "interface": 0}],
+        "routes": [{"dst": "10.0.0.0/8", "table": 0}],
+        "dns": {"domain": "a.b"},
+    }
+    given = call("ADD", config(prevResult=previous), container).result()
+    assert given["interfaces"][0] == previous["interfaces"][0]
+    assert [entry["name"] for entry in given["interfaces"]] == ["lo", "br1", HOST_END, "eth0"]
+    assert given["ips"] == [{"address": "127.0.0.1/8", "interface": 0}, {"address": V4, "interface": 3}]
+    assert given["routes"] == previous["routes"]
+    assert given["dns"] == previous["dns"]
+
+
+def test_one_container_joins_a_network_twice(host: str, container: str) -> None:
+    assert host
+    call("ADD", config(), container).result()
+    call("ADD", config(ipam=static("10.11.0.3/24")), container, CNI_IFNAME="eth1").result()
+    assert call("DEL", config(), container).succeeded()
+    assert [link["ifname"] for link in ip(f"-n {Path(container).name} link")] == ["lo", "eth1"]
+
+
+# An ADD that fails leaves what it found: links, addresses, sysctls, leases.
+
+
+def _dummy_bridge(container: str) -> None:
+    assert container
+    sh("ip link add br1 type veth peer name br1p")
+
+
+def _ifname_taken(container: str) -> None:
+    sh(f"ip -n {Path(container).name} link add eth0 type veth peer name eth0p")
+
+
+def _other_address(container: str) -> None:
+    assert container
+    sh("ip link add br1 type bridge && ip addr add 10.99.0.1/24 dev br1")
+
+
+def _nothing(container: str) -> None:
+    assert container
+
+
+FAILING = [
+    pytest.param(_dummy_bridge, {}, 7, "bridge: br1 already exists and is no bridge but a veth", id="bridge-is-a-veth"),
+    pytest.param(_ifname_taken, {}, 4, "CNI_IFNAME: eth0 already exists in /run/netns/cnikit-test-", id="ifname-taken"),
+    pytest.param(
+        _other_address,
+        {"isGateway": True},
+        7,
+        "bridge br1 already has an IP address different from 10.11.0.1/24: 10.99.0.1/24",
+        id="address-conflict",
+    ),
+    pytest.param(
+        _nothing, {"ipam": {"type": "none"}}, 7, "ipam.type: failed to find plugin none in path", id="no-ipam"
+    ),
+    pytest.param(
+        _nothing, {"ipam": static("10.11.0.2")}, 7, "static: ipam.addresses[0].address: '10.11.0.2'", id="ipam-fails"
+    ),
+    pytest.param(_nothing, {"ipam": static()}, 102, "ipam.type: static gave no address", id="ipam-gives-nothing"),
+    pytest.param(
+        _nothing, {"ipam": static(V6), "mtu": 1000}, 7, "mtu: 1000 is too small for IPv6, which needs 1280", id="mtu-v6"
+    ),
+    pytest.param(
+        _nothing,
+        {"ipam": static(V4, routes=[{"dst": "10.9.0.0/16", "gw": "10.200.0.1"}])},
+        100,
+        "ip route add 10.9.0.0/16 via 10.200.0.1 dev eth0: Network is unreachable",
+        id="kernel-refuses-a-route",
+    ),
+]
+
+
+@pytest.mark.parametrize(("prepare", "keys", "code", "msg"), FAILING)
+def test_failed_add(
+    host: str, container: str, prepare: Callable[[str], None], keys: dict[str, Any], code: int, msg: str
+) -> None:
+    assert host
+    # The bridge is shared and stays once it is made, so let it be there before.
+    call("ADD", config(bridge="br0", name="other", ipam={}), container, CNI_IFNAME="x").result()
+    prepare(container)
+    if prepare is _nothing:
+        sh("ip link add br1 type bridge && ip link set br1 up && sysctl -qw net.ipv6.conf.br1.accept_ra=0")
+        sh("sleep 0.1")
+    before, inside = state(), sh(f"ip -n {Path(container).name} link")
+    got, said = call("ADD", config(**keys), container).error()
+    assert got == code
+    assert said.startswith(msg)
+    assert sh(f"ip -n {Path(container).name} link") == inside
+    assert _links(state()) == _links(before)
+
+
+def _links(shown: str) -> set[str]:
+    return {line.split(":")[1] for line in shown.splitlines() if line[:1].isdigit() and ": " in line}
+
+
+def test_a_failed_add_gives_its_addresses_back(host: str, container: str, networks: Path) -> None:
+    assert host
+    routes = [{"dst": "10.9.0.0/16", "gw": "10.200.0.1"}]
+    code, _ = call("ADD", config(ipam={**host_local(networks), "routes": routes}), container).error()
+    assert code == 100
+    assert [file.name for file in (networks / "net1").glob("10.*")] == []
+
+
+def test_a_second_add_fails_and_harms_nothing(host: str, container: str, networks: Path) -> None:
+    assert host
+    conf = config(ipam=host_local(networks), isGateway=True)
+    call("ADD", conf, container).result()
+    assert call("ADD", conf, container).error()[0] == 4
+    assert ping(container, "10.11.0.1")
+    assert [file.name for file in (networks / "net1").glob("10.*")] == ["10.11.0.2"]
+
+
+def test_the_same_container_in_another_namespace_is_refused(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    one, two = new_container(), new_container()
+    call("ADD", config(), one).result()
+    code, msg = call("ADD", config(), two).error()
+    assert (code, msg) == (4, f"CNI_CONTAINERID: {HOST_END}, the host end of this container's eth0, already exists")
+
+
+def test_exhaustion_is_told_with_code_11(host: str, new_container: Callable[[], str], networks: Path) -> None:
+    assert host
+    conf = config(ipam=host_local(networks, "10.11.0.0/30"))
+    call("ADD", conf, new_container()).result()
+    last = new_container()
+    code, msg = call("ADD", conf, last, CNI_CONTAINERID="c2").error()
+    assert code == 11
+    assert "10.11.0.0/30" in msg
+    assert [link["ifname"] for link in ip(f"-n {Path(last).name} link")] == ["lo"]
+
+
+def _file(tmp: Path, content: bytes) -> str:
+    (tmp / "file").write_bytes(content)
+    return str(tmp / "file")
+
+
+def _fifo(tmp: Path) -> str:
+    os.mkfifo(tmp / "fifo")
+    return str(tmp / "fifo")
+
+
+NETNS = [
+    pytest.param(lambda tmp: str(tmp / "gone"), "CNI_NETNS: {} is not there", id="missing"),
+    pytest.param(lambda tmp: _file(tmp, b""), "CNI_NETNS: {} is not there", id="left-of-a-mount"),
+    pytest.param(lambda tmp: _file(tmp, b"x"), "CNI_NETNS: {} is no network namespace", id="a-file"),
+    pytest.param(str, "CNI_NETNS: {} is no network namespace", id="a-folder"),
+    pytest.param(lambda _: "/proc/self/ns/mnt", "CNI_NETNS: {} is no network namespace", id="another-kind"),
+    pytest.param(
+        lambda _: "/proc/self/ns/net", "plugin's netns and netns from CNI_NETNS should not be the same", id="the-host's"
+    ),
+    pytest.param(_fifo, "CNI_NETNS: {} is no network namespace", id="a-fifo-nobody-writes"),
+]
+
+
+@pytest.mark.parametrize(("path", "msg"), NETNS)
+@pytest.mark.parametrize("verb", ["ADD", "CHECK"])
+def test_no_namespace(host: str, tmp_path: Path, verb: str, path: Callable[[Path], str], msg: str) -> None:
+    assert host
+    sandbox = path(tmp_path)
+    assert call(verb, config(prevResult={"cniVersion": "1.1.0"}), sandbox).error() == (8, msg.format(sandbox))
+    assert _links(state()) == {" lo"}
+
+
+def test_the_own_namespace_is_accepted_when_said_so(host: str) -> None:
+    call("ADD", config(), host, CNI_NETNS_OVERRIDE="1").result()
+    assert {"br1", HOST_END, "eth0"} < {link["ifname"] for link in ip("link")}
+    assert call("DEL", config(), host, CNI_NETNS_OVERRIDE="1").succeeded()
+    assert "eth0" not in {link["ifname"] for link in ip("link")}
+
+
+def test_without_addresses_the_oldest_versions_refuse_before_anything_is_done(host: str, container: str) -> None:
+    assert host
+    code, msg = call("ADD", config("0.2.0", {}), container).error()
+    assert (code, msg) == (7, "cniVersion: 0.2.0 has no way to show a result without addresses")
+    assert _links(state()) == {" lo"}
+
+
+# DEL.
+
+
+def _gone_netns(container: str, _: Path) -> str:
+    sh(f"ip netns del {Path(container).name}")
+    return container
+
+
+def _no_netns(container: str, _: Path) -> str:
+    assert container
+    return ""
+
+
+def _gone_link(container: str, _: Path) -> str:
+    sh(f"ip link del {HOST_END}")
+    return container
+
+
+def _no_alias(container: str, _: Path) -> str:
+    sh(f"ip link set {HOST_END} alias ''")
+    return container
+
+
+def _left_file(container: str, networks: Path) -> str:
+    sh(f"ip netns del {Path(container).name}")
+    (networks / "netns").write_bytes(b"")
+    return str(networks / "netns")
+
+
+def _not_a_netns(container: str, _: Path) -> str:
+    assert container
+    return "/proc/self/ns/mnt"
+
+
+def _untouched(container: str, _: Path) -> str:
+    return container
+
+
+@pytest.mark.parametrize(
+    "prepare", [_untouched, _gone_netns, _no_netns, _gone_link, _no_alias, _left_file], ids=lambda f: f.__name__[1:]
+)
+def test_del_leaves_nothing_whatever_is_gone(
+    host: str, container: str, networks: Path, prepare: Callable[[str, Path], str]
+) -> None:
+    assert host
+    conf = config(ipam=host_local(networks), isDefaultGateway=True)
+    call("ADD", conf, container).result()
+    sandbox = prepare(container, networks)
+    for _ in range(2):
+        assert call("DEL", conf, sandbox).succeeded()
+        assert {link["ifname"] for link in ip("link")} == {"lo", "br1"}
+        assert [file.name for file in (networks / "net1").glob("10.*")] == []
+
+
+def test_del_with_a_path_that_is_no_namespace_releases_and_then_fails(
+    host: str, container: str, networks: Path
+) -> None:
+    assert host
+    conf = config(ipam=host_local(networks))
+    call("ADD", conf, container).result()
+    assert call("DEL", conf, "/proc/self/ns/mnt").error()[0] == 8
+    assert [file.name for file in (networks / "net1").glob("10.*")] == []
+
+
+def test_del_of_what_never_was(host: str, container: str, networks: Path) -> None:
+    assert host
+    assert call("DEL", config(ipam=host_local(networks)), container).succeeded()
+    assert not networks.exists()
+
+
+def test_del_needs_no_valid_configuration(host: str, container: str, networks: Path) -> None:
+    assert host
+    call("ADD", config(ipam=host_local(networks)), container).result()
+    broken = config(ipam={**host_local(networks), "ranges": 5}, bridge=7, mtu="x", ipMasq=True, prevResult=5)
+    assert call("DEL", broken, container).succeeded()
+    assert _links(state()) == {" lo", " br1"}
+    assert [file.name for file in (networks / "net1").glob("10.*")] == []
+
+
+def test_del_removes_the_link_although_the_delegate_is_missing(host: str, container: str) -> None:
+    assert host
+    call("ADD", config(), container).result()
+    code, msg = call("DEL", config(), container, CNI_PATH="/nowhere").error()
+    assert (code, msg) == (7, "ipam.type: failed to find plugin static in path /nowhere")
+    assert _links(state()) == {" lo", " br1"}
+
+
+def test_del_does_not_touch_another_containers_interface(host: str, container: str) -> None:
+    assert host
+    call("ADD", config(isGateway=True), container).result()
+    assert call("ADD", config(ipam=static("10.11.0.3/24")), container, CNI_CONTAINERID="c2").error()[0] == 4
+    assert call("DEL", config(), container, CNI_CONTAINERID="c2").succeeded()
+    assert ping(container, "10.11.0.1")
+
+
+# CHECK.
+
+
+def added(container: str, **keys: Any) -> dict[str, Any]:
+    """ADD, and return the configuration for a CHECK."""
+    conf = config(ipam=static(V4, V6), isDefaultGateway=True, hairpinMode=True, **keys)
+    return {**conf, "prevResult": call("ADD", conf, container).result()}
+
+
+CHANGES = [
+    pytest.param("ip link del {end}", "eth0 is gone from the container", id="link"),
+    pytest.param("ip -n {c} addr del 10.11.0.2/24 dev eth0", "10.11.0.2/24 is not on eth0", id="address"),
+    pytest.param("ip -n {c} addr del fd00:11::2/64 dev eth0", "fd00:11::2/64 is not on eth0", id="address-v6"),
+    pytest.param("ip -n {c} route del default", "route 0.0.0.0/0 via 10.11.0.1 dev eth0 is missing", id="route"),
+    pytest.param("ip -n {c} -6 route del default", "route ::/0 via fd00:11::1 dev eth0 is missing", id="route-v6"),
+    pytest.param(
+        "ip -n {c} route change default via 10.11.0.9",
+        "route 0.0.0.0/0 via 10.11.0.1 dev eth0 is missing",
+        id="route-elsewhere",
+    ),
+    pytest.param("ip -n {c} link set eth0 down", "eth0 is down", id="down"),
+    pytest.param("ip addr del 10.11.0.1/24 dev br1", "10.11.0.1/24 is not on br1", id="bridge-address"),
+    pytest.param("ip link set br1 down", "br1 is down", id="bridge-down"),
+    pytest.param("ip link set {end} nomaster", "{end} is no port of br1", id="port"),
+    pytest.param(
+        "bridge link set dev {end} hairpin off", "bridge port {end}: hairpin is off, not on", id="port-hairpin"
+    ),
+    pytest.param(
+        "bridge link set dev {end} isolated on", "bridge port {end}: isolated is on, not off", id="port-isolated"
+    ),
+    pytest.param("ip link set {end} down", "{end} has no carrier", id="host-end-down"),
+    pytest.param("sysctl -qw net.ipv4.ip_forward=0", "sysctl net/ipv4/ip_forward is 0, not 1", id="forwarding"),
+    pytest.param(
+        "ip -n {c} link set eth0 down; ip -n {c} link set eth0 address 02:00:00:00:00:05 up",
+        "eth0 has the MAC address 02:00:00:00:00:05, not ",
+        id="mac",
+    ),
+    pytest.param("ip link del br1", "bridge br1 is gone", id="bridge"),
+]
+
+
+@pytest.mark.parametrize(("command", "fault"), CHANGES)
+def test_check_finds_what_was_changed(host: str, container: str, command: str, fault: str) -> None:
+    assert host
+    conf = added(container)
+    assert call("CHECK", conf, container).succeeded()
+    names = {"c": Path(container).name, "end": HOST_END}
+    sh(command.format(**names))
+    found = call("CHECK", conf, container)
+    code, msg = found.error()
+    assert code == 101
+    assert fault.format(**names) in msg + "; " + found.document.get("details", "")
+
+
+def test_check_tells_namespaces_by_what_they_are(host: str, container: str) -> None:
+    assert host
+    conf = added(container)
+    assert call("CHECK", conf, f"/proc/self/root{container}").succeeded()
+
+
+def test_check_of_layer_two(host: str, container: str) -> None:
+    assert host
+    conf = config(ipam={})
+    conf["prevResult"] = call("ADD", conf, container).result()
+    assert call("CHECK", conf, container).succeeded()
+
+
+def test_check_without_prev_result(host: str, container: str) -> None:
+    assert host
+    assert call("CHECK", config(), container).error() == (7, "prevResult: is missing, and CHECK compares with it")
+
+
+def test_check_asks_the_delegate(host: str, container: str, networks: Path) -> None:
+    assert host
+    conf = config(ipam=host_local(networks))
+    conf["prevResult"] = call("ADD", conf, container).result()
+    assert call("CHECK", conf, container).succeeded()
+    (networks / "net1" / "10.11.0.2").unlink()
+    code, msg = call("CHECK", conf, container).error()
+    assert code == 101
+    assert "10.11.0.2" in msg
+
+
+# GC and STATUS.
+
+
+def test_gc_removes_what_is_not_listed_and_only_of_its_network(
+    host: str, new_container: Callable[[], str], networks: Path
+) -> None:
+    assert host
+    keep, drop, other = new_container(), new_container(), new_container()
+    conf = config(ipam=host_local(networks))
+    call("ADD", conf, keep).result()
+    call("ADD", conf, drop, CNI_CONTAINERID="c2").result()
+    call("ADD", {**conf, "name": "net2"}, other, CNI_CONTAINERID="c3").result()
+    valid = {"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
+    assert call("GC", {**conf, **valid}, CNI_CONTAINERID="", CNI_IFNAME="").succeeded()
+    interfaces = [[link["ifname"] for link in ip(f"-n {Path(c).name} link")][1:] for c in (keep, drop, other)]
+    assert interfaces == [["eth0"], [], ["eth0"]]
+    assert [file.name for file in (networks / "net1").glob("10.*")] == ["10.11.0.2"]
+    assert [file.name for file in (networks / "net2").glob("10.*")] == ["10.11.0.2"]
+
+
+def test_gc_of_long_names(host: str, container: str) -> None:
+    assert host
+    conf, container_id = config(ipam={}, name="n" * 120), "c" * 120
+    call("ADD", conf, container, CNI_CONTAINERID=container_id).result()
+    valid = [{"containerID": container_id, "ifname": "eth0"}]
+    assert call("GC", {**conf, "cni.dev/valid-attachments": valid}).succeeded()
+    assert [link["ifname"] for link in ip(f"-n {Path(container).name} link")] == ["lo", "eth0"]
+    assert call("GC", {**conf, "cni.dev/valid-attachments": []}).succeeded()
+    assert [link["ifname"] for link in ip(f"-n {Path(container).name} link")] == ["lo"]
+
+
+def test_gc_without_a_list_frees_nothing(host: str, container: str) -> None:
+    assert host
+    call("ADD", config(), container).result()
+    code, msg = call("GC", config()).error()
+    assert code == 7
+    assert "cni.dev/valid-attachments" in msg
+    assert [link["ifname"] for link in ip(f"-n {Path(container).name} link")] == ["lo", "eth0"]
+
+
+def test_status_is_well(host: str, networks: Path) -> None:
+    assert host
+    assert call("STATUS", config(ipam=host_local(networks))).succeeded()
+    assert _links(state()) == {" lo"}
+
+
+def test_status_says_why_an_add_could_not_be_served(
+    host: str, new_container: Callable[[], str], networks: Path
+) -> None:
+    assert host
+    conf = config(ipam=host_local(networks, "10.11.0.0/30"))
+    call("ADD", conf, new_container()).result()
+    code, msg = call("STATUS", conf).error()
+    assert code == 50
+    assert "10.11.0.0/30" in msg
+    assert call("STATUS", config(ipam={"type": "none"})).error() == (
+        50,
+        f"ipam.type: failed to find plugin none in path {BUILT}",
+    )
+    sh("ip link add br2 type veth peer name br2p")
+    assert call("STATUS", {**conf, "bridge": "br2"}).error() == (
+        50,
+        "bridge: br2 already exists and is no bridge but a veth",
+    )
+
+
+# With the reference.
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
+def test_what_the_reference_added_we_check_and_delete(host: str, container: str, networks: Path, version: str) -> None:
+    assert host
+    conf = config(version, host_local(networks), isDefaultGateway=True)
+    result = run_reference("ADD", conf, container)
+    assert call("CHECK", {**conf, "prevResult": json.loads(result)}, container).succeeded()
+    assert call("DEL", conf, container).succeeded()
+    assert _links(state()) == {" lo", " br1"}
+    assert [file.name for file in (networks / "net1").glob("10.*")] == []
+
+
+@pytest.mark.all
+def test_what_we_added_the_reference_checks_and_deletes(host: str, container: str, networks: Path) -> None:
+    assert host
+    conf = config("1.0.0", host_local(networks), isDefaultGateway=True)
+    conf["prevResult"] = call("ADD", conf, container).result()
+    run_reference("CHECK", conf, container)
+    run_reference("DEL", conf, container)
+    assert _links(state()) == {" lo", " br1"}
+    assert [file.name for file in (networks / "net1").glob("10.*")] == []
+
+
+def run_reference(verb: str, conf: dict[str, Any], netns: str) -> str:
+    folder = needs_reference()
+    environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_NETNS": netns, "CNI_IFNAME": "eth0"}
+    done = subprocess.run(
+        [folder / "bridge"],
+        env={**environ, "CNI_PATH": str(folder)},
+        input=json.dumps(conf).encode(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout.decode()

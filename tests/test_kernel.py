@@ -1,0 +1,225 @@
+"""What plans rely on of a kernel: one contract, held by the real one and by the fake in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from socket import AF_INET
+
+import pytest
+
+from cnikit.address import parse_cidr, parse_ip
+from cnikit.effects import netns
+from cnikit.effects.kernel import World
+from cnikit.netlink.rtnetlink import IF_OPER_UP, IFA_F_NODAD, IFA_F_TENTATIVE, IFF_PROMISC, IFF_UP
+from cnikit.objects import (
+    CONTAINER,
+    HOST,
+    Address,
+    Alias,
+    Bridge,
+    Carrier,
+    Change,
+    Device,
+    Make,
+    Object,
+    Port,
+    Promiscuous,
+    Remove,
+    Route,
+    Settled,
+    Sysctl,
+    Up,
+    Veth,
+)
+from tests.fake_kernel import FakeWorld
+
+EEXIST, ENODEV, ENOENT = 17, 19, 2
+EITHER = World | FakeWorld
+
+
+@pytest.fixture(params=["fake", "real"])
+def world(request: pytest.FixtureRequest) -> Iterator[EITHER]:
+    if request.param == "fake":
+        yield FakeWorld()
+    else:
+        request.getfixturevalue("host")
+        with World(netns.open_netns(request.getfixturevalue("container"))) as real:
+            yield real
+
+
+def make(world: EITHER, *objects: Object) -> list[int]:
+    """Make objects of one namespace; return their errnos, 0 for done."""
+    return _errnos(world, [Make(what) for what in objects])
+
+
+def take(world: EITHER, *objects: Object) -> list[int]:
+    return _errnos(world, [Remove(what) for what in objects])
+
+
+def _errnos(world: EITHER, changes: list[Change]) -> list[int]:
+    outcomes = world[changes[0].what.where].change(changes)
+    return [refusal.errno if refusal else 0 for refusal in outcomes]
+
+
+VETH = Veth(HOST, "veth1", "eth0", "/run/netns/a", "br1", 1400, "02:00:00:00:00:77")
+
+
+def attach(world: EITHER) -> None:
+    assert make(world, Bridge(HOST, "br1"), Up(HOST, "br1"), VETH) == [0, 0, 0]
+
+
+def test_bridge(world: EITHER) -> None:
+    assert world[HOST].link("br1") is None
+    assert make(world, Bridge(HOST, "br1", 1400)) == [0]
+    bridge = world[HOST].link("br1")
+    assert bridge is not None
+    assert (bridge.kind, bridge.mtu, bridge.flags & IFF_UP) == ("bridge", 1400, 0)
+    assert int(bridge.mac[:2], 16) & 0b11 == 0b10, "locally administered and unicast"
+    assert make(world, Bridge(HOST, "br1")) == [EEXIST]
+    assert [link.name for link in world[HOST].links()] == ["lo", "br1"]
+    assert world[HOST].link_at(bridge.index) == bridge
+
+
+def test_flags(world: EITHER) -> None:
+    attach(world)
+    assert make(world, Promiscuous(HOST, "br1"), Promiscuous(HOST, "nothing")) == [0, ENODEV]
+    bridge = world[HOST].link("br1")
+    assert bridge is not None
+    assert bridge.flags & (IFF_UP | IFF_PROMISC) == IFF_UP | IFF_PROMISC
+    assert take(world, Up(HOST, "br1")) == [0]
+    bridge = world[HOST].link("br1")
+    assert bridge is not None
+    assert bridge.flags & IFF_UP == 0
+
+
+def test_veth_has_an_end_in_each_namespace(world: EITHER) -> None:
+    attach(world)
+    end, inside, bridge = world[HOST].link("veth1"), world[CONTAINER].link("eth0"), world[HOST].link("br1")
+    assert end is not None
+    assert inside is not None
+    assert bridge is not None
+    assert (end.kind, end.mtu, end.master, end.flags & IFF_UP) == ("veth", 1400, bridge.index, IFF_UP)
+    assert (inside.kind, inside.mtu, inside.mac, inside.flags & IFF_UP) == ("veth", 1400, "02:00:00:00:00:77", 0)
+    assert (end.peer, inside.peer) == (inside.index, end.index)
+    assert end.peer_elsewhere
+    assert inside.peer_elsewhere
+
+
+@pytest.mark.parametrize("veth", [VETH.replace(name="veth2"), VETH.replace(peer="eth1")], ids=["peer", "name"])
+def test_a_veth_whose_name_is_taken_is_refused_whole(world: EITHER, veth: Veth) -> None:
+    attach(world)
+    assert make(world, veth) == [EEXIST]
+    assert world[HOST].link("veth2") is None
+    assert world[CONTAINER].link("eth1") is None
+
+
+def test_alias_and_port(world: EITHER) -> None:
+    attach(world)
+    assert make(world, Alias(HOST, "veth1", "cni:n/c/eth0"), Port(HOST, "veth1", True, True)) == [0, 0]
+    end = world[HOST].link("veth1")
+    assert end is not None
+    assert (end.alias, end.hairpin, end.isolated) == ("cni:n/c/eth0", True, True)
+    assert make(world, Port(HOST, "veth1", False, False)) == [0]
+    end = world[HOST].link("veth1")
+    assert end is not None
+    assert (end.alias, end.hairpin, end.isolated) == ("cni:n/c/eth0", False, False)
+
+
+@pytest.mark.parametrize(
+    ("cidr", "dad", "flags"),
+    [
+        pytest.param("10.1.0.2/24", False, 0, id="v4"),
+        pytest.param("fd00::2/64", False, IFA_F_NODAD, id="v6"),
+        pytest.param("fd00::2/64", True, IFA_F_TENTATIVE, id="v6-dad"),
+    ],
+)
+def test_address(world: EITHER, cidr: str, dad: bool, flags: int) -> None:
+    attach(world)
+    address = Address(CONTAINER, "eth0", cidr, dad)
+    assert make(world, address) == [0]
+    bound = [a for a in world[CONTAINER].addresses("eth0") if (a.packed, a.length) == parse_cidr(cidr)]
+    assert [a.flags & (IFA_F_NODAD | IFA_F_TENTATIVE) for a in bound] == [flags]
+    assert make(world, address) == [EEXIST]
+    assert make(world, Address(CONTAINER, "nothing", cidr)) == [ENODEV]
+    assert take(world, address, address, Address(CONTAINER, "nothing", cidr)) == [0, 0, 0]
+    assert world[CONTAINER].addresses("nothing") == []
+
+
+def test_routes(world: EITHER) -> None:
+    attach(world)
+    assert make(world, Address(CONTAINER, "eth0", "10.1.0.2/24"), Up(CONTAINER, "eth0")) == [0, 0]
+    default = Route(CONTAINER, "eth0", "0.0.0.0/0", "10.1.0.1")
+    other = Route(CONTAINER, "eth0", "10.9.0.0/16", "10.1.0.7", 1300, 1200, 50, 1000)
+    onlink = Route(CONTAINER, "eth0", "10.8.0.0/16", scope=253)
+    # The same route again is no error: ipam's routes and isDefaultGateway may both give it.
+    assert make(world, default, other, onlink, default) == [0, 0, 0, 0]
+    inside = world[CONTAINER].link("eth0")
+    assert inside is not None
+    routes = [route for route in world[CONTAINER].routes(AF_INET) if route.oif == inside.index]
+    assert {(r.dst, r.length, r.gw, r.table, r.priority, r.scope) for r in routes} >= {
+        (b"", 0, parse_ip("10.1.0.1"), 254, 0, 0),
+        (parse_ip("10.9.0.0"), 16, parse_ip("10.1.0.7"), 1000, 50, 0),
+        (parse_ip("10.8.0.0"), 16, b"", 254, 0, 253),
+    }
+    assert [default.fault(world), other.fault(world), onlink.fault(world)] == ["", "", ""]
+    assert make(world, Route(CONTAINER, "nothing", "0.0.0.0/0", "10.1.0.1")) == [ENODEV]
+
+
+def test_a_batch_may_need_what_it_makes(world: EITHER) -> None:
+    assert make(world, Bridge(HOST, "br1"), Address(HOST, "br1", "10.1.0.1/24"), Up(HOST, "br1")) == [0, 0, 0]
+    assert Address(HOST, "br1", "10.1.0.1/24").fault(world) == ""
+
+
+def test_carrier_comes_when_both_ends_are_up(world: EITHER) -> None:
+    attach(world)
+    carrier = Carrier(HOST, "veth1")
+    assert carrier.fault(world) == "veth1 has no carrier"
+    assert make(world, Up(CONTAINER, "eth0")) == [0]
+    assert make(world, carrier) == [0]
+    end = world[HOST].link("veth1")
+    assert end is not None
+    assert end.operstate == IF_OPER_UP
+
+
+def test_settled_waits_for_duplicate_address_detection(world: EITHER) -> None:
+    attach(world)
+    settled = Settled(CONTAINER, "eth0")
+    assert make(world, Address(CONTAINER, "eth0", "fd00::2/64", dad=True), Up(CONTAINER, "eth0")) == [0, 0]
+    assert settled.fault(world) == "fd00::2/64 on eth0 is still tentative"
+    assert make(world, settled) == [0]
+    assert settled.fault(world) == ""
+
+
+def test_sysctl(world: EITHER) -> None:
+    attach(world)
+    forward = Sysctl(HOST, "net/ipv4/ip_forward", "1")
+    assert world[HOST].sysctl(forward.name) == "0"
+    inside = Sysctl(CONTAINER, "net/ipv4/conf/eth0/arp_notify", "1")
+    assert make(world, forward) == [0]
+    assert make(world, inside) == [0]
+    assert world[HOST].sysctl(forward.name) == "1"
+    assert world[CONTAINER].sysctl(inside.name) == "1"
+    missing = Sysctl(CONTAINER, "net/ipv4/conf/nothing/arp_notify", "1")
+    assert make(world, missing) == [ENOENT]
+    assert make(world, missing.replace(optional=True)) == [0]
+    with pytest.raises(FileNotFoundError):
+        world[CONTAINER].sysctl(missing.name)
+
+
+@pytest.mark.parametrize(
+    "what", [VETH, Device(HOST, "veth1"), Device(CONTAINER, "eth0")], ids=["veth", "host-end", "container-end"]
+)
+def test_deleting_either_end_deletes_both(world: EITHER, what: Object) -> None:
+    attach(world)
+    assert take(world, what) == [0]
+    assert world[HOST].link("veth1") is None
+    assert world[CONTAINER].link("eth0") is None
+    assert take(world, what) == [0], "already gone is done"
+
+
+def test_a_world_without_container_has_none(host: str) -> None:
+    assert host
+    with World() as world:
+        assert not world.has_container()
+        with pytest.raises(LookupError, match="there is no container namespace"):
+            world[CONTAINER]

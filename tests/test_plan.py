@@ -1,0 +1,200 @@
+"""The plan engine, on the kernel in memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from cnikit.errors import CniError
+from cnikit.objects import (
+    CONTAINER,
+    HOST,
+    Address,
+    Alias,
+    Bridge,
+    Carrier,
+    Device,
+    Gateway,
+    Make,
+    Port,
+    Remove,
+    Route,
+    Sysctl,
+    Up,
+    Veth,
+)
+from cnikit.plan import Add, Del, Ensure, Set, Step, apply, preflight, remove, render, verify
+from tests.fake_kernel import FakeWorld
+
+VETH = Veth(HOST, "veth1", "eth0", "/run/netns/a", "cni0")
+FORWARD = Sysctl(HOST, "net/ipv4/ip_forward", "1")
+NOTIFY = Sysctl(CONTAINER, "net/ipv4/conf/eth0/arp_notify", "1", optional=True)
+PLAN: tuple[Step, ...] = (
+    Ensure(Bridge(HOST, "cni0")),
+    Ensure(Up(HOST, "cni0")),
+    Ensure(Gateway(HOST, "cni0", "10.1.0.1/24")),
+    Ensure(FORWARD),
+    Add(VETH),
+    Set(Alias(HOST, "veth1", "cni:n/c/eth0")),
+    Set(Port(HOST, "veth1", hairpin=True, isolated=False)),
+    Set(NOTIFY),
+    Set(Address(CONTAINER, "eth0", "10.1.0.2/24")),
+    Set(Up(CONTAINER, "eth0")),
+    Set(Route(CONTAINER, "eth0", "0.0.0.0/0", "10.1.0.1")),
+    Set(Carrier(HOST, "veth1")),
+)
+UNSHARED = [step for step in PLAN if not isinstance(step, Ensure) and step.what != NOTIFY]
+
+
+def test_a_plan_that_was_applied_is_verified() -> None:
+    world = FakeWorld()
+    assert len(verify(PLAN, world)) == len(PLAN) - 1, "all but the optional sysctl are missing at first"
+    apply(PLAN, world)
+    assert verify(PLAN, world) == []
+
+
+def test_what_is_shared_is_made_once() -> None:
+    world = FakeWorld()
+    apply(PLAN[:4], world)
+    world.log.clear()
+    apply(PLAN[:4], world)
+    assert world.log == []
+
+
+@pytest.mark.parametrize("step", UNSHARED, ids=lambda step: type(step.what).__name__)
+def test_whatever_fails_what_was_added_is_undone(step: Step) -> None:
+    world = FakeWorld()
+    apply(PLAN[:4], world)
+    before = world.state()
+    world.fail = {Make(step.what): 1}
+    with pytest.raises(CniError, match="Operation not permitted") as raised:
+        apply(PLAN, world)
+    assert raised.value.code == 100
+    assert raised.value.msg.startswith(step.what.command())
+    assert world.state() == before
+
+
+@pytest.mark.parametrize("step", PLAN[:4], ids=lambda step: type(step.what).__name__)
+def test_a_shared_object_that_cannot_be_made_fails_the_plan_before_anything_is_added(step: Step) -> None:
+    world = FakeWorld()
+    world.fail = dict.fromkeys(step.what.changes(world), 1)
+    with pytest.raises(CniError, match="Operation not permitted"):
+        apply(PLAN, world)
+    assert not [change for change in world.log if change.what == VETH]
+
+
+def test_what_cannot_be_undone_is_told() -> None:
+    world = FakeWorld()
+    world.fail = {Make(UNSHARED[-1].what): 110, Remove(VETH): 16}
+    with pytest.raises(CniError, match="Connection timed out") as raised:
+        apply(PLAN, world)
+    assert raised.value.details == "not undone: ip link del veth1: Device or resource busy"
+
+
+def test_an_optional_sysctl_may_fail() -> None:
+    world = FakeWorld()
+    world.fail = {Make(NOTIFY): 30}
+    apply(PLAN, world)
+    assert verify(PLAN, world) == []
+
+
+def test_somebody_else_may_make_what_is_shared_meanwhile() -> None:
+    class Race(FakeWorld):
+        """Where the bridge comes to be between our look and our request."""
+
+        def failing(self, change: object) -> int:
+            if change == Make(Bridge(HOST, "cni0")) and self[HOST].link("cni0") is None:
+                self[HOST].change((Make(Bridge(HOST, "cni0", 1400)),))
+            return 0
+
+    world = Race()
+    apply(PLAN, world)
+    bridge = world[HOST].link("cni0")
+    assert bridge is not None
+    assert bridge.mtu == 1400
+
+
+@pytest.mark.parametrize(
+    ("there", "error"),
+    [
+        pytest.param(
+            Make(Veth(HOST, "cni0", "x", "/run/netns/a")),
+            "bridge: cni0 already exists and is no bridge but a veth",
+            id="bridge-is-a-veth",
+        ),
+        pytest.param(
+            Make(Veth(HOST, "v", "eth0", "/run/netns/a")),
+            "CNI_IFNAME: eth0 already exists in /run/netns/a",
+            id="ifname-taken",
+        ),
+        pytest.param(
+            Make(Veth(HOST, "veth1", "eth9", "/run/netns/a")),
+            "CNI_CONTAINERID: veth1, the host end of this container's eth0, already exists",
+            id="host-end-taken",
+        ),
+    ],
+)
+def test_conflicts_are_found_before_anything_is_done(there: Make, error: str) -> None:
+    world = FakeWorld()
+    assert world[HOST].change((there,)) == [None]
+    before = world.state()
+    with pytest.raises(CniError) as raised:
+        preflight(PLAN, world)
+    assert raised.value.msg == error
+    assert world.state() == before
+
+
+GATEWAYS = [
+    pytest.param([], "10.1.0.1/24", False, "", ["10.1.0.1/24"], id="none-there"),
+    pytest.param(["10.1.0.1/24"], "10.1.0.1/24", False, "", ["10.1.0.1/24"], id="there-already"),
+    pytest.param(["10.2.0.1/24"], "10.1.0.1/24", False, "10.2.0.1/24", ["10.2.0.1/24"], id="another-v4"),
+    pytest.param(["10.2.0.1/24"], "10.1.0.1/24", True, "", ["10.1.0.1/24"], id="another-v4-forced"),
+    pytest.param(["10.1.0.1/16"], "10.1.0.1/24", True, "", ["10.1.0.1/24"], id="other-prefix-forced"),
+    pytest.param(["fd00:2::1/64"], "fd00:1::1/64", False, "", ["fd00:2::1/64", "fd00:1::1/64"], id="another-v6-beside"),
+    pytest.param(["fd00:1::9/48"], "fd00:1::1/64", False, "fd00:1::9/48", ["fd00:1::9/48"], id="overlapping-v6"),
+    pytest.param(["fd00:1::9/48"], "fd00:1::1/64", True, "", ["fd00:1::1/64"], id="overlapping-v6-forced"),
+    pytest.param(["10.2.0.1/24"], "fd00:1::1/64", False, "", ["10.2.0.1/24", "fd00:1::1/64"], id="other-family"),
+]
+
+
+@pytest.mark.parametrize(("there", "wanted", "force", "conflict", "after"), GATEWAYS)
+def test_gateway(there: list[str], wanted: str, force: bool, conflict: str, after: list[str]) -> None:
+    world = FakeWorld()
+    apply((Ensure(Bridge(HOST, "cni0")), *(Set(Address(HOST, "cni0", cidr)) for cidr in there)), world)
+    plan = (Ensure(Gateway(HOST, "cni0", wanted, force)),)
+    if conflict:
+        with pytest.raises(CniError, match=f"already has an IP address different from {wanted}: {conflict}"):
+            preflight(plan, world)
+    else:
+        preflight(plan, world)
+        apply(plan, world)
+    present = [Address(HOST, "cni0", cidr).fault(world) for cidr in after]
+    assert present == [""] * len(after)
+    assert len(world[HOST].addresses("cni0")) == len(after)
+
+
+def test_deleting_goes_on_past_a_fault_and_tells_it() -> None:
+    world = FakeWorld()
+    apply(PLAN, world)
+    world.fail = {Remove(Device(HOST, "lo")): 95}
+    faults = remove((Del(Device(HOST, "lo")), Del(Device(HOST, "gone")), Del(Device(HOST, "veth1"))), world)
+    assert [fault.msg for fault in faults] == ["ip link del lo: Operation not supported"]
+    assert world[HOST].link("veth1") is None
+    assert world[CONTAINER].link("eth0") is None
+
+
+def test_render_gives_the_lines_an_engineer_would_type() -> None:
+    assert render((*PLAN, Del(Device(HOST, "veth1"))), "/run/netns/a") == (
+        "ip link add cni0 type bridge\n"
+        "ip link set cni0 up\n"
+        "ip addr add 10.1.0.1/24 brd 10.1.0.255 dev cni0\n"
+        "sysctl -w net/ipv4/ip_forward=1\n"
+        "ip link add veth1 up master cni0 type veth peer name eth0 netns /run/netns/a\n"
+        "ip link set veth1 alias cni:n/c/eth0\n"
+        "bridge link set dev veth1 hairpin on isolated off\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv4/conf/eth0/arp_notify=1\n"
+        "nsenter --net=/run/netns/a ip addr add 10.1.0.2/24 brd 10.1.0.255 dev eth0\n"
+        "nsenter --net=/run/netns/a ip link set eth0 up\n"
+        "nsenter --net=/run/netns/a ip route add default via 10.1.0.1 dev eth0\n"
+        "# wait until veth1 has a carrier: ip -br link show veth1\n"
+        "ip link del veth1\n"
+    )
