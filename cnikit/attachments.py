@@ -126,7 +126,7 @@ class Cache:
             names = []
         except OSError as e:
             raise CniError(spec.IO_FAILURE, f"{self._results}: {e.strerror}") from None
-        return (self._results / name for name in names if not name.startswith("."))
+        return (self._results / name for name in names)
 
 
 def _document(network: Network, attachment: Attachment, result: Mapping[str, Any]) -> dict[str, Any]:

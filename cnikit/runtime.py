@@ -78,9 +78,9 @@ class Runtime:
         An attachment that was never added is no error. Arguments and capabilities left out are those of its ADD.
         """
         cached = self.cache.find(network.name, attachment)
-        previous = _previous_result(network, cached)
+        attachment, previous = _recalled(attachment, cached), _previous_result(network, cached)
         for plugin in reversed(network.plugins):
-            self._run("DEL", network, plugin, _recalled(attachment, cached), previous)
+            self._run("DEL", network, plugin, attachment, previous)
         self.cache.forget(network.name, attachment)
 
     def check(self, network: Network, attachment: Attachment) -> None:
@@ -94,7 +94,7 @@ class Runtime:
         if why := network.declines("CHECK"):
             raise CniError(spec.INCOMPATIBLE_VERSION, f"{network.name} cannot be checked", why)
         cached = self.cache.find(network.name, attachment)
-        previous = _previous_result(network, cached)
+        attachment, previous = _recalled(attachment, cached), _previous_result(network, cached)
         if not previous:
             raise CniError(
                 spec.UNKNOWN_CONTAINER,
@@ -102,7 +102,7 @@ class Runtime:
                 "only what was added can be checked",
             )
         for plugin in network.plugins:
-            self._run("CHECK", network, plugin, _recalled(attachment, cached), previous)
+            self._run("CHECK", network, plugin, attachment, previous)
 
     def gc(self, network: Network, keep: Iterable[Attachment]) -> None:
         """Free everything of the network but what belongs to the attachments in keep.

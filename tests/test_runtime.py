@@ -1,0 +1,476 @@
+"""The runtime: which plugin is given what, in which order, and what becomes of failures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnikit import networks, result
+from cnikit.attachments import Cache
+from cnikit.errors import CniError
+from cnikit.networks import Network
+from cnikit.runtime import Attachment, Runtime
+from tests.fake_plugin import FakePlugins
+
+WEB = Attachment(
+    "web",
+    "eth0",
+    "/run/netns/web",
+    args=(("IgnoreUnknown", "1"), ("K8S_POD_NAME", "web")),
+    capabilities={"portMappings": [{"hostPort": 8080}], "mac": "02:00:00:00:00:01"},
+)
+OLD = Attachment("old", "eth1", "/run/netns/old", capabilities={"mac": "02:00:00:00:00:02"})
+
+ALPHA = {"cniVersion": "1.1.0", "interfaces": [{"name": "alpha"}]}
+BETA = {"cniVersion": "1.1.0", "interfaces": [{"name": "alpha"}, {"name": "beta"}]}
+GAMMA = {"cniVersion": "1.1.0", "interfaces": [{"name": "alpha"}, {"name": "beta"}, {"name": "gamma"}]}
+REFUSED = {"stdout": {"cniVersion": "1.1.0", "code": 11, "msg": "full", "details": "wait"}, "status": 1}
+
+
+def chain(**keys: Any) -> Network:
+    """Return a network of three plugins, of which the middle one has all a plugin can have."""
+    config = {
+        "cniVersion": "1.1.0",
+        "name": "net1",
+        "plugins": [
+            {"type": "alpha", "mtu": 1400},
+            {
+                "type": "beta",
+                "capabilities": {"portMappings": True, "mac": False, "bandwidth": True},
+                "Name": "ignored",
+                "cniversion": "0.1.0",
+                "args": {"cni": {}},
+            },
+            {"type": "gamma"},
+        ],
+        **keys,
+    }
+    return networks.parse(json.dumps(config).encode())
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> FakePlugins:
+    return FakePlugins(tmp_path / "bin", "alpha", "beta", "gamma")
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, plugins: FakePlugins) -> Runtime:
+    return Runtime([plugins.folder], tmp_path / "cache")
+
+
+def given(plugins: FakePlugins) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return plugin, verb and stdin of each call since the last time."""
+    return [(call["plugin"], call["verb"], call["stdin"]) for call in plugins.calls()]
+
+
+def configs(*previous: object, more: dict[str, object] | None = None) -> dict[str, dict[str, Any]]:
+    """Return what each plugin of the chain is to find on stdin: of an attachment when there are previous results."""
+    own: dict[str, dict[str, Any]] = {
+        "alpha": {"type": "alpha", "mtu": 1400},
+        "beta": {"type": "beta", "args": {"cni": {}}},
+        "gamma": {"type": "gamma"},
+    }
+    if previous:
+        own["beta"]["runtimeConfig"] = {"portMappings": [{"hostPort": 8080}]}
+    for config, before in zip(own.values(), previous or (None, None, None), strict=True):
+        config.update({"cniVersion": "1.1.0", "name": "net1", **(more or {})})
+        config.update({"prevResult": before} if before else {})
+    return own
+
+
+def caught(call: Callable[[], object]) -> CniError:
+    with pytest.raises(CniError) as error:
+        call()
+    return error.value
+
+
+def test_add_runs_in_order_each_with_its_predecessors_result(runtime: Runtime, plugins: FakePlugins) -> None:
+    added = runtime.add(chain(), WEB)
+    expected = configs(None, ALPHA, BETA)
+    assert given(plugins) == [(name, "ADD", expected[name]) for name in ("alpha", "beta", "gamma")]
+    assert added.document == GAMMA
+    assert added.result.interfaces == tuple(map(result.Interface, ("alpha", "beta", "gamma")))
+
+
+def test_check_runs_in_order_each_with_the_final_result(runtime: Runtime, plugins: FakePlugins) -> None:
+    runtime.add(chain(), WEB)
+    plugins.calls()
+    runtime.check(chain(), WEB)
+    expected = configs(GAMMA, GAMMA, GAMMA)
+    assert given(plugins) == [(name, "CHECK", expected[name]) for name in ("alpha", "beta", "gamma")]
+
+
+def test_delete_runs_in_reverse_each_with_the_final_result(runtime: Runtime, plugins: FakePlugins) -> None:
+    runtime.add(chain(), WEB)
+    plugins.calls()
+    runtime.delete(chain(), WEB)
+    expected = configs(GAMMA, GAMMA, GAMMA)
+    assert given(plugins) == [(name, "DEL", expected[name]) for name in ("gamma", "beta", "alpha")]
+    assert runtime.attachments(chain()) == ()
+
+
+def test_status_runs_in_order_without_anything_of_an_attachment(runtime: Runtime, plugins: FakePlugins) -> None:
+    runtime.status(chain())
+    expected = configs()
+    assert given(plugins) == [(name, "STATUS", expected[name]) for name in ("alpha", "beta", "gamma")]
+
+
+def test_gc_deletes_what_is_stale_then_gives_every_plugin_what_is_valid(runtime: Runtime, plugins: FakePlugins) -> None:
+    runtime.add(chain(), WEB)
+    runtime.add(chain(), OLD)
+    plugins.calls()
+    runtime.gc(chain(), [Attachment("web", "eth0"), Attachment("db", "eth0")])
+    calls = given(plugins)
+    assert [(name, verb) for name, verb, _ in calls[:3]] == [("gamma", "DEL"), ("beta", "DEL"), ("alpha", "DEL")]
+    valid = [{"containerID": "web", "ifname": "eth0"}, {"containerID": "db", "ifname": "eth0"}]
+    expected = configs(more={"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid})
+    assert calls[3:] == [(name, "GC", expected[name]) for name in ("alpha", "beta", "gamma")]
+    assert [attachment.key for attachment in runtime.attachments(chain())] == [("web", "eth0")]
+
+
+ATTACHED = {
+    "CNI_CONTAINERID": "web",
+    "CNI_NETNS": "/run/netns/web",
+    "CNI_IFNAME": "eth0",
+    "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=web",
+}
+UNATTACHED = {"CNI_CONTAINERID": "", "CNI_NETNS": "", "CNI_IFNAME": "", "CNI_ARGS": ""}
+
+
+@pytest.mark.parametrize(
+    ("verb", "run", "variables"),
+    [
+        (
+            "ADD",
+            lambda runtime: runtime.add(chain(), Attachment("db", "eth9")),
+            {"CNI_CONTAINERID": "db", "CNI_NETNS": "", "CNI_IFNAME": "eth9", "CNI_ARGS": ""},
+        ),
+        ("CHECK", lambda runtime: runtime.check(chain(), WEB), ATTACHED),
+        ("DEL", lambda runtime: runtime.delete(chain(), WEB), ATTACHED),
+        ("GC", lambda runtime: runtime.gc(chain(), [WEB]), UNATTACHED),
+        ("STATUS", lambda runtime: runtime.status(chain()), UNATTACHED),
+    ],
+)
+def test_plugins_are_given_their_variables(
+    monkeypatch: pytest.MonkeyPatch,
+    runtime: Runtime,
+    plugins: FakePlugins,
+    verb: str,
+    run: Callable[[Runtime], object],
+    variables: dict[str, str],
+) -> None:
+    monkeypatch.setenv("CNI_CONTAINERID", "from-outside")
+    monkeypatch.setenv("CNI_ARGS", "FROM=OUTSIDE")
+    monkeypatch.setenv("TRACEPARENT", "00-1-2-01")
+    runtime.add(chain(), WEB)
+    plugins.calls()
+    run(runtime)
+    expected = {"CNI_COMMAND": verb, "CNI_PATH": str(plugins.folder), "TRACEPARENT": "00-1-2-01", **variables}
+    shown = [{name: call["env"].get(name) for name in expected} for call in plugins.calls()]
+    assert shown == [expected] * 3
+
+
+def test_version_asks_each_type_with_the_variables_old_libraries_want(runtime: Runtime, plugins: FakePlugins) -> None:
+    plugins.script({"beta VERSION": {"stdout": {"cniVersion": "0.2.0", "supportedVersions": ["0.1.0", "0.2.0"]}}})
+    assert runtime.version(chain()) == {
+        "alpha": ("0.4.0", "1.0.0", "1.1.0"),
+        "beta": ("0.1.0", "0.2.0"),
+        "gamma": ("0.4.0", "1.0.0", "1.1.0"),
+    }
+    call = plugins.calls()[0]
+    assert call["stdin"] == {"cniVersion": "1.1.0"}
+    assert [call["env"][name] for name in ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")] == ["dummy"] * 3
+
+
+@pytest.mark.parametrize(
+    ("supplied", "enabled", "offered"),
+    [
+        pytest.param({"mac": "a"}, {"mac": True}, {"mac": "a"}, id="both"),
+        pytest.param({"mac": "a"}, {"mac": False}, None, id="switched-off"),
+        pytest.param({"mac": "a"}, {}, None, id="not-enabled"),
+        pytest.param({}, {"mac": True}, None, id="not-supplied"),
+        pytest.param({"mac": "a", "ips": [], "dns": {}}, {"mac": True, "ips": True}, {"mac": "a", "ips": []}, id="two"),
+    ],
+)
+def test_capabilities_reach_a_plugin_that_enables_them(
+    runtime: Runtime,
+    plugins: FakePlugins,
+    supplied: dict[str, object],
+    enabled: dict[str, bool],
+    offered: dict[str, object] | None,
+) -> None:
+    network = chain(plugins=[{"type": "alpha", "capabilities": enabled}])
+    runtime.add(network, Attachment("web", capabilities=supplied))
+    stdin = plugins.calls()[0]["stdin"]
+    assert stdin.get("runtimeConfig") == offered
+    assert "capabilities" not in stdin
+
+
+def test_check_and_delete_recall_the_arguments_of_the_add(runtime: Runtime, plugins: FakePlugins) -> None:
+    runtime.add(chain(), WEB)
+    plugins.calls()
+    runtime.check(chain(), Attachment("web"))
+    runtime.delete(chain(), Attachment("web"))
+    betas = [call for call in plugins.calls() if call["plugin"] == "beta"]
+    assert [call["verb"] for call in betas] == ["CHECK", "DEL"]
+    for call in betas:
+        assert call["env"]["CNI_ARGS"] == "IgnoreUnknown=1;K8S_POD_NAME=web"
+        assert call["env"]["CNI_NETNS"] == ""
+        assert call["stdin"]["runtimeConfig"] == {"portMappings": [{"hostPort": 8080}]}
+
+
+def test_a_result_keeps_keys_this_library_does_not_know(runtime: Runtime, plugins: FakePlugins) -> None:
+    plugins.script({"alpha ADD": {"stdout": {"cniVersion": "1.1.0", "vendor": {"a": [1]}}}})
+    assert runtime.add(chain(), WEB).document["vendor"] == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("printed", "passed_on"),
+    [
+        pytest.param({"ips": []}, {"cniVersion": "1.1.0", "ips": []}, id="no-version"),
+        pytest.param({"cniVersion": ""}, {"cniVersion": "1.1.0"}, id="empty-version"),
+        pytest.param(
+            {"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.1.0.7/24"}], "dns": {}},
+            {"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.7/24"}]},
+            id="older-version",
+        ),
+    ],
+)
+def test_a_result_is_passed_on_in_the_networks_version(
+    runtime: Runtime, plugins: FakePlugins, printed: dict[str, object], passed_on: dict[str, object]
+) -> None:
+    plugins.script({"alpha ADD": {"stdout": printed}})
+    runtime.add(chain(), WEB)
+    assert plugins.calls()[1]["stdin"]["prevResult"] == passed_on
+
+
+def test_a_failed_add_is_undone_in_reverse_and_its_error_raised(runtime: Runtime, plugins: FakePlugins) -> None:
+    plugins.script({"beta ADD": REFUSED, "beta DEL": {**REFUSED, "stderr": "beta says\n"}})
+    error = caught(lambda: runtime.add(chain(), WEB))
+    calls = given(plugins)
+    assert [(name, verb) for name, verb, _ in calls] == [
+        ("alpha", "ADD"),
+        ("beta", "ADD"),
+        ("beta", "DEL"),
+        ("alpha", "DEL"),
+    ]
+    assert [stdin["prevResult"] for _, _, stdin in calls[2:]] == [ALPHA, ALPHA]
+    assert (error.code, error.msg, error.details) == (11, "beta: full", "wait")
+    assert error.__notes__ == ["clean-up: beta: full (wait)"]
+    assert runtime.attachments(chain()) == ()
+
+
+def test_an_add_whose_result_cannot_be_cached_is_undone(tmp_path: Path, runtime: Runtime, plugins: FakePlugins) -> None:
+    (tmp_path / "cache" / "results" / "net1-web-eth0").mkdir(parents=True)
+    assert caught(lambda: runtime.add(chain(), WEB)).code == 5
+    assert plugins.called()[3:] == ["gamma DEL", "beta DEL", "alpha DEL"]
+
+
+@pytest.mark.parametrize("network", ["net1", "net2"])
+def test_an_interface_attached_already_is_refused_and_not_undone(
+    runtime: Runtime, plugins: FakePlugins, network: str
+) -> None:
+    runtime.add(chain(), WEB)
+    plugins.calls()
+    error = caught(lambda: runtime.add(chain(name=network), WEB))
+    assert (error.code, error.msg) == (4, "CNI_IFNAME: eth0 of web is attached to net1 already")
+    assert plugins.calls() == []
+    assert [attachment.key for attachment in runtime.attachments(chain())] == [("web", "eth0")]
+
+
+def test_add_misses_a_plugin_before_it_runs_any(runtime: Runtime, plugins: FakePlugins) -> None:
+    (plugins.folder / "gamma").unlink()
+    error = caught(lambda: runtime.add(chain(), WEB))
+    assert (error.code, str(error)) == (7, f"gamma: no such plugin (looked in {plugins.folder})")
+    assert plugins.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "run", "called"),
+    [
+        ("DEL", lambda runtime: runtime.delete(chain(), WEB), ["gamma DEL", "beta DEL"]),
+        ("CHECK", lambda runtime: runtime.check(chain(), WEB), ["alpha CHECK", "beta CHECK"]),
+        ("STATUS", lambda runtime: runtime.status(chain()), ["alpha STATUS", "beta STATUS"]),
+    ],
+)
+def test_the_first_error_ends_a_verb_and_keeps_the_cached_result(
+    runtime: Runtime, plugins: FakePlugins, verb: str, run: Callable[[Runtime], object], called: list[str]
+) -> None:
+    runtime.add(chain(), WEB)
+    plugins.calls()
+    plugins.script({f"beta {verb}": REFUSED})
+    error = caught(lambda: run(runtime))
+    assert (error.code, str(error)) == (11, "beta: full (wait)")
+    assert plugins.called() == called
+    assert len(runtime.attachments(chain())) == 1
+
+
+def test_gc_goes_on_after_errors_and_reports_them_all(runtime: Runtime, plugins: FakePlugins) -> None:
+    runtime.add(chain(), WEB)
+    runtime.add(chain(), OLD)
+    plugins.calls()
+    plugins.script({"gamma DEL": REFUSED, "alpha GC": REFUSED})
+    error = caught(lambda: runtime.gc(chain(), []))
+    assert plugins.called() == ["gamma DEL", "gamma DEL", "alpha GC", "beta GC", "gamma GC"]
+    assert (error.code, error.msg) == (103, "gc of net1: 3 faults")
+    assert error.details == (
+        "DEL of old/eth1: gamma: full (wait); DEL of web/eth0: gamma: full (wait); alpha: full (wait)"
+    )
+
+
+def test_gc_touches_no_other_network(runtime: Runtime, plugins: FakePlugins) -> None:
+    runtime.add(chain(name="net1-x"), WEB)
+    plugins.calls()
+    runtime.gc(chain(), [])
+    assert plugins.called() == ["alpha GC", "beta GC", "gamma GC"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "run", "called"),
+    [
+        pytest.param(
+            {"disableCheck": True}, lambda runtime, network: runtime.check(network, WEB), [], id="CHECK-disabled"
+        ),
+        pytest.param({"disableGC": True}, lambda runtime, network: runtime.gc(network, []), [], id="GC-disabled"),
+        pytest.param(
+            {"cniVersion": "1.0.0"},
+            lambda runtime, network: runtime.gc(network, []),
+            ["gamma DEL", "beta DEL", "alpha DEL"],
+            id="GC-of-an-older-version-is-DEL-alone",
+        ),
+        pytest.param(
+            {"cniVersion": "1.0.0"}, lambda runtime, network: runtime.status(network), [], id="STATUS-of-an-older"
+        ),
+        pytest.param(
+            {"cniVersion": "0.4.0"},
+            lambda runtime, network: runtime.check(network, WEB),
+            ["alpha CHECK", "beta CHECK", "gamma CHECK"],
+            id="CHECK-of-0.4.0",
+        ),
+    ],
+)
+def test_verbs_are_run_as_far_as_the_network_allows(
+    runtime: Runtime,
+    plugins: FakePlugins,
+    keys: dict[str, Any],
+    run: Callable[[Runtime, Network], object],
+    called: list[str],
+) -> None:
+    runtime.add(chain(**keys), WEB)
+    plugins.calls()
+    run(runtime, chain(**keys))
+    assert plugins.called() == called
+
+
+def test_a_check_that_cannot_be_made_is_an_error(runtime: Runtime, plugins: FakePlugins) -> None:
+    assert caught(lambda: runtime.check(chain(cniVersion="0.3.1"), WEB)).code == 1
+    error = caught(lambda: runtime.check(chain(), WEB))
+    assert (error.code, error.msg) == (3, "no result is cached of eth0 of web")
+    assert plugins.calls() == []
+
+
+@pytest.mark.parametrize(("version", "has"), [("0.3.1", False), ("0.4.0", True), ("1.0.0", True)])
+def test_delete_has_the_result_from_0_4_0_on(runtime: Runtime, plugins: FakePlugins, version: str, has: bool) -> None:
+    runtime.add(chain(cniVersion=version), WEB)
+    plugins.calls()
+    runtime.delete(chain(cniVersion=version), WEB)
+    assert [("prevResult" in call["stdin"]) for call in plugins.calls()] == [has] * 3
+    assert runtime.attachments(chain()) == ()
+
+
+def test_delete_has_the_result_in_the_version_the_network_has_now(runtime: Runtime, plugins: FakePlugins) -> None:
+    plugins.script({"gamma ADD": {"stdout": {"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.7/24"}]}}})
+    runtime.add(chain(), WEB)
+    plugins.calls()
+    runtime.delete(chain(cniVersion="0.4.0"), WEB)
+    assert plugins.calls()[0]["stdin"]["prevResult"] == {
+        "cniVersion": "0.4.0",
+        "ips": [{"version": "4", "address": "10.1.0.7/24"}],
+        "dns": {},
+    }
+
+
+def test_what_was_never_added_can_be_deleted_twice(runtime: Runtime, plugins: FakePlugins) -> None:
+    for _ in range(2):
+        runtime.delete(chain(), Attachment("web", netns="/run/netns/web"))
+        calls = plugins.calls()
+        assert [call["plugin"] for call in calls] == ["gamma", "beta", "alpha"]
+        assert not any("prevResult" in call["stdin"] for call in calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param('{"kind":', id="cut-off"),
+        pytest.param(
+            '{"kind":"cniCacheV1","containerId":"web","ifName":"eth0","networkName":"net1",'
+            '"result":{"cniVersion":"0.4.0","ips":[{"address":"x"}]}}',
+            id="result-that-cannot-be-converted",
+        ),
+    ],
+)
+def test_a_broken_cached_result_never_makes_a_delete_fail(
+    tmp_path: Path, runtime: Runtime, plugins: FakePlugins, text: str
+) -> None:
+    file = tmp_path / "cache" / "results" / "net1-web-eth0"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    runtime.delete(chain(), WEB)
+    assert ["prevResult" in call["stdin"] for call in plugins.calls()] == [False] * 3
+    assert not file.exists()
+
+
+def test_what_libcni_added_is_deleted_with_its_result(tmp_path: Path, runtime: Runtime, plugins: FakePlugins) -> None:
+    file = tmp_path / "cache" / "results" / "net1-web-eth0"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        '{"kind":"cniCacheV1","containerId":"web","config":"eyJuYW1lIjoibmV0MSJ9","ifName":"eth0",'
+        '"networkName":"net1","netns":"/run/netns/web","cniArgs":[["A","1"],["B","2"]],'
+        '"capabilityArgs":{"portMappings":[{"hostPort":80}]},'
+        '"result":{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","sandbox":"/run/netns/web"}]}}'
+    )
+    runtime.delete(chain(), Attachment("web", netns="/run/netns/web"))
+    beta = plugins.calls()[1]
+    assert beta["env"]["CNI_ARGS"] == "A=1;B=2"
+    assert beta["stdin"]["runtimeConfig"] == {"portMappings": [{"hostPort": 80}]}
+    assert beta["stdin"]["prevResult"]["interfaces"] == [{"name": "eth0", "sandbox": "/run/netns/web"}]
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("stdout", "message"),
+    [
+        pytest.param("", "alpha: its output is not JSON: ", id="none"),
+        pytest.param("[]", "alpha: its output is no JSON object", id="no-object"),
+        pytest.param({"ips": [{"address": "x"}]}, "alpha: result.ips[0].address: 'x'", id="broken"),
+        pytest.param({"cniVersion": "2.0.0"}, "alpha: result.cniVersion: '2.0.0'", id="unknown-version"),
+    ],
+)
+def test_a_result_that_cannot_be_read_is_told_by_type_and_undone(
+    runtime: Runtime, plugins: FakePlugins, stdout: object, message: str
+) -> None:
+    plugins.script({"alpha ADD": {"stdout": stdout}})
+    error = caught(lambda: runtime.add(chain(), WEB))
+    assert (error.code, error.msg[: len(message)]) == (6, message)
+    assert plugins.called() == ["alpha ADD", "alpha DEL"]
+
+
+@pytest.mark.parametrize(
+    ("stdout", "message"),
+    [("", "alpha: VERSION: its output is not JSON"), ({"supportedVersions": 1}, "alpha: VERSION: supportedVersions: ")],
+)
+def test_a_version_that_cannot_be_read_is_told_by_type(
+    runtime: Runtime, plugins: FakePlugins, stdout: object, message: str
+) -> None:
+    plugins.script({"alpha VERSION": {"stdout": stdout}})
+    error = caught(lambda: runtime.version(chain()))
+    assert (error.code, error.msg[: len(message)]) == (6, message)
+
+
+def test_results_are_kept_where_libcni_keeps_them() -> None:
+    assert Runtime([]).cache.__dict__ == Cache("/var/lib/cni").__dict__
