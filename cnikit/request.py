@@ -64,7 +64,8 @@ class Request(Value):
         """Return container and ifname of all attachments that GC shall keep. Raises CniError, code 7.
 
         Without a list GC would free what is in use, so its absence is refused. But null is the empty list, as libcni
-        writes one. The older key is the one the specification had by mistake (containernetworking/cni, issue 1101).
+        writes one. The older key is the one the
+        specification had by mistake.
         """
         keys = ("cni.dev/valid-attachments", "cni.dev/attachments")
         given = {key.lower() for key in jsontext.decode(self.stdin)}
