@@ -1,4 +1,4 @@
-"""What a plugin is, its answer to each verb; and the flow that all plugins share which give a container an interface.
+"""The flow that all plugins share which give a container an interface.
 
     ADD     parse -> preflight -> IPAM -> plan -> preflight -> apply -> result
     DEL     links by their tag, or by name -> IPAM
@@ -18,6 +18,7 @@ from cnikit.effects.kernel import World, open_world
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.objects import CONTAINER, HOST, Device
 from cnikit.plan import Del, Ensure, Step, apply, preflight, remove, verify
+from cnikit.plugin import Plugin
 from cnikit.result import IP, Interface, Result
 from cnikit.value import Value
 
@@ -28,25 +29,6 @@ if TYPE_CHECKING:
 
     from cnikit.netlink.rtnetlink import Link
     from cnikit.request import Request
-
-
-class Plugin(Value):
-    """A plugin's verbs. Each raises CniError when it fails; DEL and GC finish what they can first."""
-
-    name: str
-    add: Callable[[Request], Result]
-    delete: Callable[[Request], None]
-    check: Callable[[Request], None]
-    gc: Callable[[Request], None]
-    status: Callable[[Request], None]
-
-    def serve(self, request: Request) -> Result | None:
-        """Run the verb the request asks for; only ADD has a result."""
-        verbs = {"DEL": self.delete, "CHECK": self.check, "GC": self.gc, "STATUS": self.status}
-        if request.verb == "ADD":
-            return self.add(request)
-        verbs[request.verb](request)
-        return None
 
 
 class Ends(Value):

@@ -2,7 +2,7 @@
 
 One call, from here down:
 
-    main -> respond -> request.parse -> the plugin's verb (cnikit.flow) -> result.document -> stdout
+    main -> respond -> request.parse -> the plugin's verb -> result.document -> stdout
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cnikit.flow import Plugin
+    from cnikit.plugin import Plugin
 
 
 class Response(Value):

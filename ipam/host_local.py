@@ -61,12 +61,13 @@ from __future__ import annotations
 
 import posix
 
-from cnikit import flow, ranges, result, spec
+from cnikit import ranges, result, spec
 from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
 from cnikit.effects import leases
 from cnikit.effects.leases import Store
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.main import main
+from cnikit.plugin import Plugin
 from cnikit.result import DNS, IP, Result, Route
 from cnikit.value import Value
 
@@ -366,7 +367,7 @@ def _parse_resolv_conf(text: str) -> DNS:
     return DNS(tuple(nameservers), domain, tuple(search), tuple(options))
 
 
-PLUGIN = flow.Plugin("host-local", add=add, delete=delete, check=check, gc=gc, status=status)
+PLUGIN = Plugin("host-local", add=add, delete=delete, check=check, gc=gc, status=status)
 
 if __name__ == "__main__":
     main(PLUGIN)

@@ -47,10 +47,11 @@ runtimeConfig.ips do not lose the gateway, CHECK notices an address that is gone
 
 from __future__ import annotations
 
-from cnikit import flow, result, spec
+from cnikit import result, spec
 from cnikit.address import contains, format_cidr, format_ip, parse_cidr, parse_ip
 from cnikit.errors import CniError, invalid_config, invalid_environment
 from cnikit.main import main
+from cnikit.plugin import Plugin
 from cnikit.result import DNS, IP, Result, Route
 from cnikit.value import Value
 
@@ -193,7 +194,7 @@ def _check_families(version: str, addresses: list[tuple[bytes, int]]) -> None:
         raise invalid_config("ipam.addresses", f"cniVersion {version} has no room for two addresses of a family")
 
 
-PLUGIN = flow.Plugin("static", add=add, delete=delete, check=check, gc=delete, status=status)
+PLUGIN = Plugin("static", add=add, delete=delete, check=check, gc=delete, status=status)
 
 if __name__ == "__main__":
     main(PLUGIN)

@@ -15,10 +15,10 @@ from cnikit import spec
 from cnikit.address import contains, family, format_cidr
 from cnikit.effects.kernel import World, open_world
 from cnikit.errors import CniError
-from cnikit.flow import Plugin
 from cnikit.main import main
 from cnikit.objects import CONTAINER, Up
 from cnikit.plan import Del, Set, apply, remove, verify
+from cnikit.plugin import Plugin
 from cnikit.result import IP, Interface, Result
 
 TYPE_CHECKING = False

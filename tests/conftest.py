@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cnikit.effects import netns
-from cnikit.flow import Plugin
+from cnikit.plugin import Plugin
 from cnikit.main import respond
 
 PROJECT = Path(__file__).parent.parent

@@ -71,9 +71,11 @@ FAILURES = [
     pytest.param("kill -9 $$", 102, "ipam.type: fake failed with signal 9", "", id="killed"),
     pytest.param("echo rubbish", 102, "ipam.type: fake gave no result but b'rubbish", "", id="rubbish"),
     pytest.param("true", 102, "ipam.type: fake gave no result but b''", "", id="nothing"),
-    pytest.param("echo '{\"ips\":5}'", 7, "ips: expected list, got integer", "", id="bad-result"),
     pytest.param(
-        'echo \'{"code":"x","msg":"y"}\'; exit 1', 7, "code: expected integer, got string", "", id="bad-error"
+        "echo '{\"ips\":5}'", 102, "ipam.type: fake gave a result that is none: ips: expected list", "", id="bad-result"
+    ),
+    pytest.param(
+        'echo \'{"code":"x","msg":"y"}\'; exit 1', 102, "ipam.type: fake failed with exit status 1", "", id="bad-error"
     ),
 ]
 

@@ -17,7 +17,7 @@ from cnikit.fields import Fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cnikit.flow import Plugin
+    from cnikit.plugin import Plugin
     from cnikit.request import Request
 
 ETXTBSY = 26

@@ -1,0 +1,270 @@
+#!/usr/bin/env bash
+# Builds the executables, and runs everything that needs them. ./build.sh help lists the words.
+set -euo pipefail
+shopt -s inherit_errexit
+umask 022
+PATH=$PATH:/usr/sbin:/sbin # where an ordinary user's has no ip and nft
+
+usage() {
+    cat <<'EOF'
+usage: ./build.sh [WORD]
+
+  (none)            build the executables to dist/cni/
+  plain             build them PyInstaller's ordinary way: slower to start, none of executables.spec's shortcuts
+  demo              show the suite at work in namespaces of its own
+  test [ARGS]       check style and types, then run the tests; ARGS go to pytest
+  test all [ARGS]   also the tests that need more Debian packages, which are installed
+  bench [ARGS]      time the executables against the reference's
+  install [DIR]     put them into DIR, /opt/cni/bin if not given, beside whatever is there
+  clean             remove build/ and dist/
+  help              this text
+
+What is missing on the machine is installed by apt-get when run as root on Debian, and named otherwise.
+EOF
+}
+
+# Debian packages, needed for: building, the demo, the tests, all tests, the benchmark.
+build_packages=(python3 python3-venv libpython3 binutils)
+demo_packages=(util-linux iputils-ping)
+test_packages=(util-linux iproute2 nftables iputils-ping git)
+all_packages=(containernetworking-plugins strace)
+bench_packages=(util-linux iproute2 containernetworking-plugins time)
+
+main() {
+    cd "$(dirname "${BASH_SOURCE[0]}")"
+    local word=${1-}
+    shift || true
+    case $word in
+        '' | plain)
+            build "${word:-lean}"
+            echo "dist/cni holds $(runtime_folder)"
+            ;;
+        demo) demo "$@" ;;
+        test) run_tests "$@" ;;
+        bench) bench "$@" ;;
+        install) install_to "$(cd "$OLDPWD" && realpath -m "${1-/opt/cni/bin}")" ;;
+        clean) rm -rf build dist ;;
+        help | -h | --help) usage ;;
+        *) usage >&2 && exit 2 ;;
+    esac
+}
+
+# --- building ---
+
+# Build to dist/cni: "lean", "plain", or "any" when either will do. Does nothing when that is what is there.
+build() {
+    ! is_built "$1" || return 0
+    (
+        flock 9 # two builds at once would share build/ and .venv/
+        ! is_built "$1" || exit 0
+        prepare
+        local mode=${1/any/lean} version
+        version=$(version)
+        [[ $mode == lean ]] || version+=.plain
+        echo "building $version"
+        rm -rf build
+        # Bytecode without column numbers loads faster, and tracebacks only show them beside source text.
+        # The fixed hash seed orders constants, so that equal sources give equal files.
+        CNIKIT_BUILD=$mode CNIKIT_VERSION=$version PYTHONNODEBUGRANGES=1 PYTHONHASHSEED=0 \
+            PYI_LOG_LEVEL=WARN PYINSTALLER_CONFIG_DIR=build/cache \
+            .venv/bin/python -m PyInstaller --workpath build/work --distpath build executables.spec
+        mkdir -p dist
+        rm -rf dist/cni
+        mv build/cni dist/cni
+    ) 9<.
+}
+
+# Tell whether dist/cni was built from what is here now. Its manifest is written last.
+is_built() {
+    venv_is_fresh || return
+    local folder
+    folder=dist/cni/.cnikit-$(version)
+    [[ $1 != plain && -f $folder/executables ]] || [[ $1 != lean && -f $folder.plain/executables ]]
+}
+
+# Print the version and a digest of all that goes into a build, so that two builds never share a runtime folder.
+version() {
+    local version digest
+    version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' cnikit/__init__.py)
+    digest=$({
+        .venv/bin/python -VV
+        echo .venv/lib/python3*/site-packages/{pyinstaller,pyroute2,netaddr}*.dist-info
+        find cnikit plugins ipam -name '*.py' | LC_ALL=C sort | xargs sha256sum build.sh executables.spec
+    } | sha256sum)
+    echo "$version+${digest:0:8}"
+}
+
+# Print the name of the runtime folder in dist/cni.
+runtime_folder() {
+    basename dist/cni/.cnikit-*
+}
+
+# Tell whether the virtual environment was made for this pyproject.toml and by this Python.
+venv_is_fresh() {
+    cmp -s .venv/made-for <(venv_stamp 2>/dev/null)
+}
+
+venv_stamp() {
+    .venv/bin/python -VV
+    cat pyproject.toml
+}
+
+# Make ready what a build needs: packages, and the virtual environment as pyproject.toml has it now.
+prepare() {
+    require "${build_packages[@]}"
+    ! venv_is_fresh || return 0
+    echo "making .venv"
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$(interpreter)" -m venv --clear .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[build,test]'
+    venv_stamp >.venv/made-for
+}
+
+# Print the Python to build with. Debian's is optimized (PGO, LTO) beyond what pyenv and the like do by default.
+interpreter() {
+    local candidate
+    for candidate in /usr/bin/python3 python3 python3.{14,13,12,11}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "Python 3.11 or newer is needed" >&2
+    return 1
+}
+
+# --- what must be on the machine ---
+
+# Have these Debian packages, or what they are needed for, on the machine: install them, or say how and stop.
+require() {
+    local package missing=()
+    for package; do
+        has "$package" >/dev/null 2>&1 || missing+=("$(debian_name "$package")")
+    done
+    ((${#missing[@]})) || return 0
+    if [[ $EUID != 0 ]] || ! command -v apt-get >/dev/null; then
+        echo "missing: apt-get install --no-install-recommends ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    local install=(apt-get install -qq --no-install-recommends "${missing[@]}")
+    "${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}"; }
+}
+
+# Tell whether what we want of a package is there, wherever it came from.
+has() {
+    case $1 in
+        python3) interpreter ;;
+        python3-venv) "$(interpreter)" -c 'import ensurepip, venv' ;;
+        libpython3) "$(interpreter)" -c 'import ctypes, sysconfig; ctypes.CDLL(sysconfig.get_config_var("INSTSONAME"))' ;;
+        binutils) command -v objcopy && command -v objdump && command -v strip ;;
+        util-linux) command -v unshare ;;
+        iproute2) command -v ip ;;
+        nftables) command -v nft ;;
+        iputils-ping) command -v ping ;;
+        containernetworking-plugins) [[ -x /usr/lib/cni/bridge ]] ;;
+        *) command -v "$1" ;;
+    esac
+}
+
+# Print what Debian calls it: only the shared library's package has the Python version in its name.
+debian_name() {
+    if [[ $1 == libpython3 ]]; then
+        "$(interpreter)" -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])' 2>/dev/null || echo "$1-dev"
+    else
+        echo "$1"
+    fi
+}
+
+# --- running ---
+
+demo() {
+    require "${demo_packages[@]}"
+    build any
+    exec .venv/bin/python -m cnikit.cli.demo "$@"
+}
+
+run_tests() {
+    local packages=("${test_packages[@]}") marked=(-m "not all")
+    if [[ ${1-} == all ]]; then
+        packages+=("${all_packages[@]}")
+        marked=()
+        shift
+    fi
+    require "${packages[@]}"
+    build any
+    .venv/bin/ruff check
+    .venv/bin/ruff format --check
+    .venv/bin/mypy
+    in_namespaces .venv/bin/python -m pytest "${marked[@]}" "$@"
+}
+
+bench() {
+    require "${bench_packages[@]}"
+    build any
+    in_namespaces .venv/bin/python -m bench.bench "$@"
+}
+
+# Run a command with networks, /run and /var/lib/cni of its own; the machine's are out of its reach.
+in_namespaces() {
+    local ordinary_user=()
+    ((EUID == 0)) || ordinary_user=(--map-root-user)
+    # shellcheck disable=SC2016  # the inner shell expands $@
+    unshare "${ordinary_user[@]}" --net --mount --propagation private sh -euc '
+        mount -t tmpfs none /run
+        mkdir /run/netns /run/var-lib
+        # /var/lib/cni need not exist, so /var/lib is made anew with links to all else that is there.
+        mount --rbind /var/lib /run/var-lib
+        mount -t tmpfs none /var/lib
+        ln -s /run/var-lib/* /var/lib
+        rm -f /var/lib/cni
+        ip link set lo up
+        exec "$@"' sh "$@"
+}
+
+# --- installing ---
+
+# Put the executables into a folder. Every name appears there whole or not at all, and executables in use, of this
+# suite's previous version or of another suite, keep working.
+install_to() {
+    build any
+    local dir=$1 runtime path count=0
+    runtime=$(runtime_folder)
+    mkdir -p "$dir"
+    exec 9<"$dir"
+    flock 9
+    rm -rf "$dir"/.tmp-cnikit-* # of an install that was killed
+    install_runtime "$dir" "$runtime"
+    for path in dist/cni/*; do
+        cp "$path" "$dir/.tmp-cnikit-executable"
+        mv -fT "$dir/.tmp-cnikit-executable" "$dir/${path##*/}"
+        count=$((count + 1))
+    done
+    echo "installed $count executables and $runtime in $dir"
+    remove_old_runtimes "$dir" "$runtime"
+}
+
+# Equal names mean equal contents, so a runtime folder that is there already stays, unless it was tampered with.
+install_runtime() {
+    local dir=$1 runtime=$2
+    if ! diff -qr "dist/cni/$runtime" "$dir/$runtime" >/dev/null 2>&1; then
+        cp -R "dist/cni/$runtime" "$dir/.tmp-cnikit-runtime"
+        [[ ! -e $dir/$runtime ]] || mv -T "$dir/$runtime" "$dir/.tmp-cnikit-broken"
+        mv -T "$dir/.tmp-cnikit-runtime" "$dir/$runtime"
+        rm -rf "$dir/.tmp-cnikit-broken"
+    fi
+    touch "$dir/$runtime" # the age of a runtime folder is when it was last installed
+}
+
+# Remove the runtime folders of past versions but the last one, from which running calls may still import.
+remove_old_runtimes() {
+    local dir=$1 runtime=$2 old
+    find "$dir" -maxdepth 1 -name '.cnikit-*' ! -name "$runtime" -printf '%T@ %f\n' | sort -rn | tail -n +2 |
+        while read -r _ old; do
+            rm -rf "${dir:?}/$old"
+            echo "removed $old"
+        done
+}
+
+# tests/test_build.py sources this file for its functions.
+[[ ${BASH_SOURCE[0]} != "$0" ]] || main "$@"

@@ -1,0 +1,31 @@
+"""What a plugin is: its answer to each verb."""
+
+from __future__ import annotations
+
+from cnikit.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cnikit.request import Request
+    from cnikit.result import Result
+
+
+class Plugin(Value):
+    """A plugin's verbs. Each raises CniError when it fails; DEL and GC finish what they can first."""
+
+    name: str
+    add: Callable[[Request], Result]
+    delete: Callable[[Request], None]
+    check: Callable[[Request], None]
+    gc: Callable[[Request], None]
+    status: Callable[[Request], None]
+
+    def serve(self, request: Request) -> Result | None:
+        """Run the verb the request asks for; only ADD has a result."""
+        verbs = {"DEL": self.delete, "CHECK": self.check, "GC": self.gc, "STATUS": self.status}
+        if request.verb == "ADD":
+            return self.add(request)
+        verbs[request.verb](request)
+        return None
