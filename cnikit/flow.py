@@ -82,7 +82,8 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
         try:
             leases = kind.settle(conf, leases)
             plan = kind.plan(conf, leases, ends)
-            preflight(plan, world)
+            # What is shared may depend on the addresses: the bridge's own.
+            preflight([step for step in plan if isinstance(step, Ensure)], world)
             apply(plan, world)
             return _joined(previous, _made(kind, conf, leases, ends, world))
         except BaseException as e:

@@ -31,8 +31,10 @@ class Response(Value):
 
 def main(plugin: Plugin) -> None:
     """Serve one call and end the process."""
-    environ = {name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
-               for name, value in posix.environ.items()}
+    environ = {
+        name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+        for name, value in posix.environ.items()
+    }
     response = respond(plugin, without_bootloader(environ), _read_stdin)
     try:
         _write(2, response.stderr)
@@ -68,8 +70,7 @@ def respond(plugin: Plugin, environ: Mapping[str, str], read_stdin: Callable[[],
 def about(plugin: Plugin) -> str:
     """Return what an executable says when it is run without CNI_COMMAND."""
     return (
-        f"CNI {plugin.name} plugin cnikit {__version__}\n"
-        f"CNI protocol versions supported: {', '.join(spec.VERSIONS)}\n"
+        f"CNI {plugin.name} plugin cnikit {__version__}\nCNI protocol versions supported: {', '.join(spec.VERSIONS)}\n"
     )
 
 

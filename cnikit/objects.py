@@ -78,9 +78,10 @@ class Refusal(Value):
 
 
 class Object(Value):
-    """Something of the kernel's, in one of the two namespaces."""
+    """Something of the kernel's, in one of the two namespaces; the name is its link's, or a sysctl's."""
 
     where: str
+    name: str
 
     def command(self) -> str:
         """Return the command line that makes it."""
@@ -120,7 +121,6 @@ class Remove(Change):
 class Bridge(Object):
     """A bridge; mtu (bytes) and MAC are only set when it is created."""
 
-    name: str
     mtu: int = 0
 
     def command(self) -> str:
@@ -141,7 +141,6 @@ class Bridge(Object):
 class Veth(Object):
     """A veth pair: name here, up and a port of a bridge; peer, with MAC and MTU, in the sandbox (a netns path)."""
 
-    name: str
     peer: str
     sandbox: str
     bridge: str = ""
@@ -192,8 +191,6 @@ class Veth(Object):
 class Device(Object):
     """A link of whatever kind, to be deleted."""
 
-    name: str
-
     def removal(self) -> str:
         return f"ip link del {self.name}"
 
@@ -201,7 +198,6 @@ class Device(Object):
 class Alias(Object):
     """A link's ifalias, which says whose it is."""
 
-    name: str
     alias: str
 
     def command(self) -> str:
@@ -220,7 +216,6 @@ class Alias(Object):
 class Port(Object):
     """The flags of a bridge's port."""
 
-    name: str
     hairpin: bool
     isolated: bool
 
@@ -244,8 +239,6 @@ class Port(Object):
 class Up(Object):
     """A link that is up."""
 
-    name: str
-
     def command(self) -> str:
         return f"ip link set {self.name} up"
 
@@ -262,8 +255,6 @@ class Up(Object):
 class Promiscuous(Object):
     """A link that takes every frame."""
 
-    name: str
-
     def command(self) -> str:
         return f"ip link set {self.name} promisc on"
 
@@ -274,8 +265,6 @@ class Promiscuous(Object):
 
 class Carrier(Object):
     """A link whose operational state has become up: only then does a bridge's port forward."""
-
-    name: str
 
     def command(self) -> str:
         return f"# wait until {self.name} has a carrier: ip -br link show {self.name}"
@@ -288,7 +277,6 @@ class Carrier(Object):
 class Address(Object):
     """An address ("10.1.0.7/24") on a link. Without dad (IPv6 duplicate address detection) it can be used at once."""
 
-    name: str
     cidr: str
     dad: bool = False
 
@@ -316,7 +304,6 @@ class Address(Object):
 class Gateway(Object):
     """A bridge's own address, the containers' gateway. With force it takes the place of one that is in its way."""
 
-    name: str
     cidr: str
     force: bool = False
 
@@ -364,8 +351,6 @@ def _overlap(a: bytes, a_length: int, b: bytes, b_length: int) -> bool:
 class Settled(Object):
     """A link whose IPv6 addresses have passed duplicate address detection."""
 
-    name: str
-
     def command(self) -> str:
         return f"# wait until none is tentative: ip -6 addr show dev {self.name} tentative"
 
@@ -382,7 +367,6 @@ class Settled(Object):
 class Route(Object):
     """A route by a link; metric 0 leaves it to the kernel, mtu and advmss 0 set none (bytes)."""
 
-    name: str
     dst: str
     gw: str = ""
     mtu: int = 0
@@ -433,7 +417,6 @@ class Route(Object):
 class Sysctl(Object):
     """A sysctl (name with slashes). An optional one may be missing or read-only, and may be changed by others."""
 
-    name: str
     value: str
     optional: bool = False
 

@@ -1,0 +1,1 @@
+"""Tests, in the layers that docs/design.md describes."""

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cnikit.effects import netns
-from cnikit.plugin import Plugin
 from cnikit.main import respond
+from cnikit.plugin import Plugin
 
 PROJECT = Path(__file__).parent.parent
 BUILT = PROJECT / "dist" / "cni"

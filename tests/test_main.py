@@ -13,8 +13,8 @@ import pytest
 
 from cnikit import __version__, spec
 from cnikit.errors import CniError
-from cnikit.plugin import Plugin
 from cnikit.main import respond, without_bootloader
+from cnikit.plugin import Plugin
 from cnikit.request import Request
 from cnikit.result import IP, Result
 

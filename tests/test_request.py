@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from cnikit import request, spec
 from cnikit.errors import CniError
-from cnikit.plugin import Plugin
 from cnikit.main import respond
+from cnikit.plugin import Plugin
 from cnikit.request import Attachment, Request
 from cnikit.result import IP, Interface, Result
 

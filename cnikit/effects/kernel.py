@@ -61,12 +61,13 @@ class Kernel:
         self._container = container
         with netns.Inside(fd):
             self._socket = Socket()
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop what was read: something has changed."""
         self._links: dict[str, Link] = {}
         self._addresses: dict[str, list[BoundAddress]] = {}
+
+    def _forget(self, name: str) -> None:
+        """Drop what was read of a link: it changes."""
+        self._links.pop(name, None)
+        self._addresses.pop(name, None)
 
     def close(self) -> None:
         """Close the socket."""
@@ -145,8 +146,9 @@ class Kernel:
     def _send(self, waiting: list[tuple[Change, Message]]) -> list[Refusal | None]:
         if not waiting:
             return []
-        self._forget()
         answers = self._socket.exchange([message for _, message in waiting])
+        for change, _ in waiting:
+            self._forget(change.what.name)
         return [
             Refusal(answer.errno, answer.why) if answer.errno and not _forgiven(change, answer.errno) else None
             for (change, _), answer in zip(waiting, answers, strict=True)
@@ -174,7 +176,7 @@ class Kernel:
     def _wait(self, what: Carrier | Settled, patience: float) -> Refusal | None:
         deadline, pause = monotonic() + patience, 0.0005
         while True:
-            self._forget()
+            self._forget(what.name)
             fault = what.fault({what.where: self})
             if not fault:
                 return None

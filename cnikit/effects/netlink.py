@@ -11,7 +11,8 @@ NETLINK_ROUTE = 0
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 
-_BUFFER = 1 << 17
+# The kernel fills at most 32 KiB at a time (NLMSG_GOODSIZE and skb_alloc limits of dumps).
+_BUFFER = 1 << 16
 _DUMP_TRIES = 10
 
 
@@ -31,6 +32,10 @@ class Socket:
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
         self._sequence = 0
+        self._buffer = bytearray(_BUFFER)
+
+    def _receive(self) -> bytes:
+        return bytes(self._buffer[: self._socket.recv_into(self._buffer)])
 
     def exchange(self, messages: list[Message]) -> list[Answer]:
         """Send requests together, each with NLM_F_ACK; return their answers in order.
@@ -43,7 +48,7 @@ class Socket:
         bodies: list[list[bytes]] = [[] for _ in messages]
         answers: dict[int, Answer] = {}
         while len(answers) < len(messages):
-            for reply in replies(self._socket.recv(_BUFFER)):
+            for reply in replies(self._receive()):
                 i = reply.sequence - first
                 if reply.type == NLMSG_ERROR:
                     answers[i] = Answer(*error(reply), bodies[i])
@@ -65,7 +70,7 @@ class Socket:
         bodies: list[bytes] = []
         interrupted = False
         while True:
-            for reply in replies(self._socket.recv(_BUFFER)):
+            for reply in replies(self._receive()):
                 interrupted = interrupted or bool(reply.flags & NLM_F_DUMP_INTR)
                 if reply.type in (NLMSG_DONE, NLMSG_ERROR):
                     errno, why = error(reply)
