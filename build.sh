@@ -65,6 +65,7 @@ build() {
         rm -rf build
         # Bytecode without column numbers loads faster, and tracebacks only show them beside source text.
         # The fixed hash seed orders constants, so that equal sources give equal files.
+        [[ $mode == plain ]] || ! has_compiler || bootloader ".cnikit-$version"
         CNIKIT_BUILD=$mode CNIKIT_VERSION=$version PYTHONNODEBUGRANGES=1 PYTHONHASHSEED=0 \
             PYI_LOG_LEVEL=WARN PYINSTALLER_CONFIG_DIR=build/cache \
             .venv/bin/python -m PyInstaller --workpath build/work --distpath build executables.spec
@@ -72,6 +73,33 @@ build() {
         rm -rf dist/cni
         mv build/cni dist/cni
     ) 9<.
+}
+
+# Make build/bootloader/run, PyInstaller's bootloader of a lean build. PyInstaller's own starts itself a second time, so
+# that libraries are looked for in the runtime folder; in this one the folder is built in, and one word of the source
+# is another. Without a compiler its own will do, and each call takes a millisecond longer.
+bootloader() {
+    local runtime=$1 pin source=.venv/pyinstaller
+    pin=$(sed -n 's/.*"\(pyinstaller==[^"]*\)".*/\1/p' pyproject.toml)
+    if [[ ! -d $source/$pin ]]; then
+        rm -rf "$source"
+        .venv/bin/python -m pip download --quiet --no-deps --no-binary pyinstaller --dest "$source" "$pin"
+        tar -C "$source" -xzf "$source"/pyinstaller-*.tar.gz
+        sed -i '/mark as the parent\/launcher$/,/;$/s/PYI_PROCESS_LEVEL_PARENT_NEEDS_RESTART/PYI_PROCESS_LEVEL_MAIN/' \
+            "$source"/pyinstaller-*/bootloader/src/pyi_main.c
+        mv "$source"/pyinstaller-*/ "$source/$pin"
+    fi
+    mkdir -p build
+    # RPATH, unlike RUNPATH, comes before the caller's LD_LIBRARY_PATH.
+    (cd "$source/$pin/bootloader" &&
+        LDFLAGS="-Wl,--disable-new-dtags,-rpath,\$ORIGIN/$runtime" \
+            "$OLDPWD/.venv/bin/python" ./waf distclean configure all) >build/bootloader.log 2>&1 ||
+        { cat build/bootloader.log >&2 && return 1; }
+    cp -r "$source/$pin"/PyInstaller/bootloader/Linux-* build/bootloader
+}
+
+has_compiler() {
+    echo '#include <zlib.h>' | gcc -E - >/dev/null 2>&1
 }
 
 # Tell whether dist/cni was built from what is here now. Its manifest is written last.
@@ -88,6 +116,7 @@ version() {
     version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' cnikit/__init__.py)
     digest=$({
         .venv/bin/python -VV
+        has_compiler && echo "with a bootloader of our own"
         echo .venv/lib/python3*/site-packages/{pyinstaller,pyroute2,netaddr}*.dist-info
         find cnikit plugins ipam -name '*.py' | LC_ALL=C sort | xargs sha256sum build.sh executables.spec
     } | sha256sum)

@@ -37,11 +37,14 @@ def main(plugin: Plugin) -> None:
     }
     response = respond(plugin, without_bootloader(environ), _read_stdin)
     try:
-        _write(2, response.stderr)
         _write(1, response.stdout)
     except OSError:
         # Nobody listens. What was done stands, yet a runtime that got no result must not believe in success.
         posix._exit(1)
+    try:
+        _write(2, response.stderr)
+    except OSError:
+        pass  # What counts has been said.
     # Tearing the interpreter down would be a quarter of all instructions, for nothing.
     posix._exit(response.status)
 
@@ -75,11 +78,14 @@ def about(plugin: Plugin) -> str:
 
 
 def without_bootloader(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment as the caller gave it, before PyInstaller's bootloader put its own variables in."""
+    """Return the environment as the caller gave it, before PyInstaller's bootloader put its own variables in.
+
+    One of our own making leaves LD_LIBRARY_PATH alone; PyInstaller's puts the runtime folder first.
+    """
     kept = {name: value for name, value in environ.items() if not name.startswith("_PYI_")}
-    if hasattr(sys, "frozen"):
+    if hasattr(sys, "frozen") and kept.get("LD_LIBRARY_PATH", "").split(":")[0] == sys.prefix:
         original = kept.pop("LD_LIBRARY_PATH_ORIG", None)
-        kept.pop("LD_LIBRARY_PATH", None)
+        kept.pop("LD_LIBRARY_PATH")
         if original is not None:
             kept["LD_LIBRARY_PATH"] = original
     return kept

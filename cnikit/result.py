@@ -150,11 +150,13 @@ def parse(f: Fields, default_version: str) -> Result:
     if not spec.at_least(version, "0.3.0"):
         return _parse_per_family(f, dns)
     interfaces = tuple(read(Interface, i) for i in f.objects("interfaces"))
-    ips = tuple(read(IP, i) for i in f.objects("ips"))
-    for i, ip in enumerate(ips):
-        if ip.interface is not None and ip.interface >= len(interfaces):
-            raise f.invalid(f"ips[{i}].interface", f"{ip.interface} is no index into interfaces")
+    ips = tuple(_indexed(read(IP, i), len(interfaces)) for i in f.objects("ips"))
     return Result(interfaces, ips, tuple(read(Route, r) for r in f.objects("routes")), dns)
+
+
+def _indexed(ip: IP, interfaces: int) -> IP:
+    """Take an index into nothing for none, as the reference does: IPAM plugins have no interfaces to speak of."""
+    return ip.replace(interface=None) if ip.interface is not None and ip.interface >= interfaces else ip
 
 
 def _parse_per_family(f: Fields, dns: DNS) -> Result:

@@ -188,11 +188,19 @@ GIVEN = {"PATH": "/bin", "_PYI_ARCHIVE_FILE": "/x", "_PYI_APPLICATION_HOME_DIR":
             {"LD_LIBRARY_PATH": ""},
             id="built: the caller's was empty",
         ),
+        pytest.param(True, {"LD_LIBRARY_PATH": "/a:/app"}, {"LD_LIBRARY_PATH": "/a:/app"}, id="built: not touched"),
+        pytest.param(
+            True,
+            {"LD_LIBRARY_PATH": "/a", "LD_LIBRARY_PATH_ORIG": "/b"},
+            {"LD_LIBRARY_PATH": "/a", "LD_LIBRARY_PATH_ORIG": "/b"},
+            id="built: not touched, both the caller's own",
+        ),
     ],
 )
 def test_delegates_do_not_see_what_the_bootloader_set(
     monkeypatch: pytest.MonkeyPatch, frozen: bool, environ: dict[str, str], kept: dict[str, str]
 ) -> None:
+    monkeypatch.setattr(sys, "prefix", "/app")
     if frozen:
         monkeypatch.setattr(sys, "frozen", True, raising=False)
     given = {**GIVEN, **environ}
@@ -269,6 +277,13 @@ def test_the_process_fails_when_its_result_cannot_be_written() -> None:
     for redirections in (">&-", ">/dev/full"):
         process = _run(_config(), redirections)
         assert (process.returncode, process.stdout, process.stderr) == (1, b"", b"")
+
+
+def test_the_process_tells_a_bug_although_its_stderr_is_closed() -> None:
+    for redirections in ("2>&-", "2>/dev/full"):
+        process = _run(_config(), redirections, CNI_IFNAME="bug")
+        assert process.returncode == 1
+        assert json.loads(process.stdout)["code"] == 999
 
 
 def test_the_process_refuses_a_stdin_that_is_closed() -> None:
