@@ -13,7 +13,6 @@ and the command lines an engineer would type.
 
 from __future__ import annotations
 
-from itertools import groupby
 from posix import strerror
 
 from cnikit import spec
@@ -23,7 +22,7 @@ from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from cnikit.objects import Refusal, World
 
@@ -68,17 +67,32 @@ def apply(plan: Sequence[Step], world: World) -> None:
     """
     added: list[Object] = []
     try:
-        for (where, ensures), steps in groupby(plan, lambda step: (step.what.where, isinstance(step, Ensure))):
-            if ensures:
+        for steps in _neighbours(plan):
+            if isinstance(steps[0], Ensure):
                 for step in steps:
                     _ensure(step.what, world)
             else:
-                _do(list(steps), world, where, added)
+                _do(steps, world, added)
     except BaseException as e:
         left = undo(added, world)
         if left and isinstance(e, CniError):
             raise CniError(e.code, e.msg, "; ".join([e.details, *left]).lstrip("; ")) from e
         raise
+
+
+def _neighbours(plan: Sequence[Step]) -> Iterator[list[Step]]:
+    """Split a plan where the namespace changes, and between Ensures and others."""
+    together: list[Step] = []
+    for step in plan:
+        if together and (step.what.where, isinstance(step, Ensure)) != (
+            together[0].what.where,
+            isinstance(together[0], Ensure),
+        ):
+            yield together
+            together = []
+        together.append(step)
+    if together:
+        yield together
 
 
 def _ensure(what: Object, world: World) -> None:
@@ -97,10 +111,10 @@ def _ensure(what: Object, world: World) -> None:
         raise CniError(spec.KERNEL_REFUSED, f"{what.command()}: was done, and yet {fault}")
 
 
-def _do(steps: list[Step], world: World, where: str, added: list[Object]) -> None:
+def _do(steps: list[Step], world: World, added: list[Object]) -> None:
     changes = [Remove(step.what) if isinstance(step, Del) else Make(step.what) for step in steps]
     failed: CniError | None = None
-    for step, change, refusal in zip(steps, changes, world[where].change(changes), strict=False):
+    for step, change, refusal in zip(steps, changes, world[steps[0].what.where].change(changes), strict=False):
         if refusal is None:
             if isinstance(step, Add):
                 added.append(step.what)

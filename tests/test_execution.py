@@ -55,7 +55,7 @@ def test_what_the_bootloader_put_into_the_environment_is_taken_out(
 ) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setenv("_PYI_ARCHIVE_FILE", "/opt/cni/bin/cnitool")
-    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/cni/bin/.cnikit")
+    monkeypatch.setenv("LD_LIBRARY_PATH", sys.prefix)
     monkeypatch.setenv("LD_LIBRARY_PATH_ORIG", "/usr/local/lib")
     run(plugins)
     environ = plugins.calls()[0]["env"]

@@ -1,12 +1,8 @@
-"""Network namespaces: opening what CNI_NETNS names, and working inside.
-
-setns(2) comes from libc through _ctypes: os.setns is there from Python 3.12 only, and ctypes costs 2 ms.
-"""
+"""Network namespaces: opening what CNI_NETNS names, and working inside."""
 
 from __future__ import annotations
 
 import posix
-from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
 from fcntl import ioctl
 
 from cnikit import spec
@@ -19,18 +15,6 @@ if TYPE_CHECKING:
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 OWN = "/proc/thread-self/ns/net"
-
-
-class _Int(_SimpleCData):  # type: ignore[type-arg]
-    _type_ = "i"
-
-
-class _Function(CFuncPtr):
-    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
-    _restype_ = _Int
-
-
-_setns = _Function(dlsym(dlopen(None, 0), "setns"))  # type: ignore[arg-type]
 
 
 def open_netns(path: str) -> int:
@@ -111,5 +95,6 @@ class Inside:
 
 
 def _enter(fd: int) -> None:
-    if _setns(fd, CLONE_NEWNET) != 0:
-        raise OSError(get_errno(), f"setns: {posix.strerror(get_errno())}")
+    from cnikit.effects.setns import setns
+
+    setns(fd, CLONE_NEWNET)
