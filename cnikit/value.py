@@ -30,12 +30,14 @@ class Value:
     """Base of all records. Compared by fields; never changed after it is made."""
 
     _fields: ClassVar[tuple[str, ...]] = ()
+    _names: ClassVar[frozenset[str]] = frozenset()
     _defaults: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
         """Collect the field names from the annotations, inherited ones first, and their defaults."""
         own = cls.__dict__.get("__annotations__", ())
         cls._fields = tuple(dict.fromkeys((*cls._fields, *own)))
+        cls._names = frozenset(cls._fields)
         cls._defaults = {name: getattr(cls, name) for name in cls._fields if hasattr(cls, name)}
 
     def __init__(self, *values: Any, **named: Any) -> None:
@@ -43,7 +45,7 @@ class Value:
         given = dict(zip(self._fields, values, strict=False), **named)
         # Defaults go into the instance too: read through the class, a function would become a method.
         self.__dict__.update({**self._defaults, **given})
-        if len(given) < len(values) + len(named) or self.__dict__.keys() != set(self._fields):
+        if len(given) < len(values) + len(named) or self.__dict__.keys() != self._names:
             raise TypeError(f"{type(self).__name__} has the fields {self._fields}, not {values} {named}")
 
     def __setattr__(self, name: str, _: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from socket import AF_INET
 
 import pytest
@@ -31,6 +32,7 @@ from cnikit.objects import (
     Up,
     Veth,
 )
+from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
 EEXIST, ENODEV, ENOENT = 17, 19, 2
@@ -215,6 +217,16 @@ def test_deleting_either_end_deletes_both(world: EITHER, what: Object) -> None:
     assert world[HOST].link("veth1") is None
     assert world[CONTAINER].link("eth0") is None
     assert take(world, what) == [0], "already gone is done"
+
+
+def test_long_answers_are_read_whole(host: str, tmp_path: Path) -> None:
+    assert host
+    lines = [f"addr add 10.{n >> 8}.{n & 255}.1/32 dev lo" for n in range(1500)]
+    (tmp_path / "batch").write_text("\n".join(lines))
+    sh(f"ip -batch {tmp_path}/batch")
+    with World() as world:
+        addresses = {address.packed for address in world[HOST].addresses("lo")}
+    assert len(addresses) == 1500 + len((parse_ip("127.0.0.1"), parse_ip("::1")))
 
 
 def test_a_world_without_container_has_none(host: str) -> None:

@@ -11,8 +11,9 @@ NETLINK_ROUTE = 0
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 
-# The kernel fills at most 32 KiB at a time (NLMSG_GOODSIZE and skb_alloc limits of dumps).
-_BUFFER = 1 << 16
+# The kernel fills a page at a time (NLMSG_GOODSIZE) for readers who do not take more. What is cut off all the same is
+# found out by its length.
+_BUFFER = 1 << 14
 _DUMP_TRIES = 10
 
 

@@ -107,9 +107,10 @@ def replies(data: bytes) -> Iterator[Reply]:
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Decode attributes by type, the last of a type winning. Raises ValueError when a length is wrong."""
     found: dict[int, bytes] = {}
-    while offset + 4 <= len(data):
+    end = len(data)
+    while offset + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if not 4 <= length <= len(data) - offset:
+        if not 4 <= length <= end - offset:
             raise ValueError(f"netlink attribute says it is {length} bytes long")
         found[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + length]
         offset += length + 3 & ~3
