@@ -60,7 +60,8 @@ def _route(ifname: str, route: result.Route, leases: Result) -> Route:
     gateways = [ip.gateway for ip in leases.ips if ip.gateway and (":" in ip.address) == v6]
     gw = route.gw or (gateways[0] if gateways and route.scope != SCOPE_LINK else "")
     found = Route(CONTAINER, ifname, route.dst, gw, route.mtu, route.advmss, route.priority, scope=route.scope or 0)
-    return found if route.table is None else found.replace(table=route.table)
+    # Table 0 is the kernel's word for the main one.
+    return found.replace(table=route.table) if route.table else found
 
 
 def mtu(config: Fields) -> int:

@@ -74,7 +74,7 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
     previous = request.prev_result() or Result()
     if not ipam:
         # Here already, not when the work is done.
-        result.document(kind.settle(conf, previous), request.version)
+        result.document(previous, request.version)
     with open_world(request) as world:
         ends = _new_ends(request, world)
         preflight(kind.plan(conf, Result(), ends), world)
@@ -93,9 +93,13 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
 
 
 def _leases(request: Request) -> Result:
-    leases = delegate.serve(request, "ADD")
-    if leases is None or not leases.ips:
-        error = CniError(spec.DELEGATE_FAILED, f"ipam.type: {delegate.ipam_type(request)} gave no address")
+    leases = delegate.serve(request, "ADD") or Result()
+    fault = "" if leases.ips else "gave no address"
+    for ip in leases.ips:
+        if ip.gateway and (":" in ip.gateway) != (":" in ip.address):
+            fault = f"gave {ip.address} a gateway of the other family, {ip.gateway}"
+    if fault:
+        error = CniError(spec.DELEGATE_FAILED, f"ipam.type: {delegate.ipam_type(request)} {fault}")
         _give_back(request, error)
         raise error
     return leases
@@ -149,8 +153,7 @@ def _joined(previous: Result, made: Result) -> Result:
 def _delete(request: Request) -> None:
     faults: list[CniError] = []
     try:
-        with open_world(request) as world:
-            faults += remove(_attached(request, world), world)
+        faults += _detach(request)
     except CniError as e:
         faults.append(e)
     _delegated(request, "DEL", faults)
@@ -158,23 +161,35 @@ def _delete(request: Request) -> None:
         raise collected(faults, "DEL")
 
 
-def _attached(request: Request, world: World) -> tuple[Step, ...]:
-    """Return the link to delete: the host end tagged as this attachment's, or else the container's, when no other's."""
+def _detach(request: Request) -> list[CniError]:
+    """Delete the attachment's links; return what went wrong. A namespace of no use matters only if it is needed."""
+    unusable: list[CniError] = []
+    try:
+        world = open_world(request)
+    except CniError as e:
+        unusable, world = [e], World()
+    with world:
+        ends = _host_ends(request, world)
+        return remove(ends or _container_end(request, world), world) + ([] if ends else unusable)
+
+
+def _host_ends(request: Request, world: World) -> list[Step]:
+    """Return the host ends to delete, as their names and tags say."""
     tag = ownership.tag(request.attachment)
-    for name in ownership.host_ends(request.attachment):
-        link = world[HOST].link(name)
-        # Without an alias it was left half made: we were killed between two messages.
-        if link and link.alias in ("", tag):
-            return (Del(Device(HOST, name)),)
-    if not world.has_container():
-        return ()
-    inside = world[CONTAINER].link(request.attachment.ifname)
-    if inside is None:
-        return ()
-    peer = world[HOST].link_at(inside.peer) if inside.peer_elsewhere else None
-    if peer and peer.alias.startswith("cni:") and peer.alias != tag:
-        return ()
-    return (Del(Device(CONTAINER, request.attachment.ifname)),)
+    links = [world[HOST].link(name) for name in ownership.host_ends(request.attachment)]
+    # Without an alias it was left half made: we were killed between two messages.
+    return [Del(Device(HOST, link.name)) for link in links if link and link.kind == "veth" and link.alias in ("", tag)]
+
+
+def _container_end(request: Request, world: World) -> list[Step]:
+    """Return the container's end to delete: one whose other end is on this host, and no other attachment's."""
+    inside = world[CONTAINER].link(request.attachment.ifname) if world.has_container() else None
+    if inside is None or inside.kind != "veth":
+        return []
+    peer = world[HOST].link_at(inside.peer)
+    if peer is None or peer.kind != "veth" or peer.peer != inside.index or peer.alias.startswith("cni:"):
+        return []
+    return [Del(Device(CONTAINER, inside.name))]
 
 
 def _delegated(request: Request, verb: str, faults: list[CniError]) -> None:
@@ -191,10 +206,12 @@ def _check(kind: InterfaceKind, request: Request) -> None:
     if previous is None:
         raise invalid_config("prevResult", "is missing, and CHECK compares with it")
     with open_world(request) as world:
-        if delegate.ipam_type(request):
-            delegate.serve(request, "CHECK")
         ends = _found_ends(kind, conf, request, previous)
         leases = kind.settle(conf, _of_interface(previous, ends.ifname, world))
+        if delegate.ipam_type(request):
+            if not leases.ips:
+                raise CniError(spec.CHECK_FAILED, f"prevResult.ips: no address is on {ends.ifname}")
+            delegate.serve(request, "CHECK")
         faults = verify(kind.plan(conf, leases, ends), world) + _changed_macs(kind, conf, ends, previous, world)
     if faults:
         raise CniError(spec.CHECK_FAILED, faults[0], "; ".join(faults[1:]))
@@ -205,10 +222,10 @@ def _found_ends(kind: InterfaceKind, conf: Any, request: Request, previous: Resu
     tag = ownership.tag(request.attachment)
     usual = Ends(request.attachment.ifname, request.netns, ownership.host_ends(request.attachment)[0], tag)
     shared = [name for name in kind.host_links(conf, usual) if name != usual.host_end]
-    for link in previous.interfaces:
-        if not link.sandbox and link.name not in shared and link.name.startswith("veth"):
-            return usual.replace(host_end=link.name)
-    return usual
+    listed = [link.name for link in previous.interfaces if not link.sandbox and not spec.ifname_fault(link.name)]
+    ours = [name for name in listed if name in ownership.host_ends(request.attachment)]
+    others = [name for name in listed if name not in shared and name.startswith("veth")]
+    return usual.replace(host_end=(*ours, *others, usual.host_end)[0])
 
 
 def _of_interface(previous: Result, ifname: str, world: World) -> Result:
@@ -216,7 +233,7 @@ def _of_interface(previous: Result, ifname: str, world: World) -> Result:
 
     def on_it(ip: IP) -> bool:
         if ip.interface is None:
-            return True
+            return False
         link = previous.interfaces[ip.interface]
         return link.name == ifname and world.is_container(link.sandbox)
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from cnikit import spec
-from cnikit.address import family, format_cidr, is_default, last, network, parse_cidr, parse_ip
+from cnikit.address import contains, family, format_cidr, is_default, last, network, parse_cidr, parse_ip
 from cnikit.errors import CniError
 from cnikit.netlink.rtnetlink import (
     IF_OPER_UP,
@@ -301,11 +301,18 @@ class Address(Object):
         return f"{self.cidr} is not on {self.name}"
 
 
+_LINK_LOCAL = b"\xfe\x80" + bytes(14)  # fe80::/10
+
+
 class Gateway(Object):
-    """A bridge's own address, the containers' gateway. With force it takes the place of one that is in its way."""
+    """A bridge's own address, the containers' gateway. With force it takes the place of one that is in its way.
+
+    beside: other gateways the same network puts on the bridge, which are not in its way.
+    """
 
     cidr: str
     force: bool = False
+    beside: tuple[str, ...] = ()
 
     def address(self) -> Address:
         """Return it as an address to set."""
@@ -320,12 +327,15 @@ class Gateway(Object):
     def _others(self, world: World) -> list[str]:
         """Return the bridge's addresses that exclude this one: any of IPv4, overlapping subnets of IPv6."""
         packed, length = parse_cidr(self.cidr)
+        wanted = [parse_cidr(cidr) for cidr in (self.cidr, *self.beside)]
         return [
             format_cidr(other.packed, other.length)
             for other in world[self.where].addresses(self.name)
             if len(other.packed) == len(packed)
-            and (other.packed, other.length) != (packed, length)
+            and (other.packed, other.length) not in wanted
             and (len(packed) == 4 or _overlap(packed, length, other.packed, other.length))
+            # Every link has one of its own, of the kernel's making.
+            and not contains(_LINK_LOCAL, 10, other.packed)
         ]
 
     def conflict(self, world: World) -> CniError | None:

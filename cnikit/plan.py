@@ -98,6 +98,9 @@ def _neighbours(plan: Sequence[Step]) -> Iterator[list[Step]]:
 def _ensure(what: Object, world: World) -> None:
     if not what.fault(world):
         return
+    conflict = what.conflict(world)
+    if conflict:
+        raise conflict
     changes = what.changes(world)
     for change, refusal in zip(changes, world[what.where].change(changes), strict=False):
         # Somebody else may have made it since we looked.
@@ -106,9 +109,13 @@ def _ensure(what: Object, world: World) -> None:
     conflict = what.conflict(world)
     if conflict:
         raise conflict
-    fault = what.fault(world)
+    fault = "" if _is_optional(what) else what.fault(world)
     if fault:
         raise CniError(spec.KERNEL_REFUSED, f"{what.command()}: was done, and yet {fault}")
+
+
+def _is_optional(what: Object) -> bool:
+    return isinstance(what, Sysctl) and what.optional
 
 
 def _do(steps: list[Step], world: World, added: list[Object]) -> None:
@@ -156,7 +163,7 @@ def refused(change: Change, refusal: Refusal) -> CniError:
 
 def verify(plan: Iterable[Step], world: World) -> list[str]:
     """Return what the kernel does not have as the plan made it."""
-    faults = [step.what.fault(world) for step in plan if not (isinstance(step.what, Sysctl) and step.what.optional)]
+    faults = [step.what.fault(world) for step in plan if not _is_optional(step.what)]
     return [fault for fault in faults if fault]
 
 

@@ -77,6 +77,10 @@ def _cidr(f: Fields, key: str) -> str:
     return _valid(f, key, parse_cidr)
 
 
+def _scope(f: Fields, key: str) -> int | None:
+    return f.optional_integer(key, high=255)
+
+
 def _valid(f: Fields, key: str, parse: Callable[[str], object]) -> str:
     text = f.string(key)
     try:
@@ -110,7 +114,7 @@ _KEYS: dict[type[Value], tuple[tuple[str, str, Callable[[Fields, str], Any]], ..
         ("advmss", "advmss", Fields.integer),
         ("priority", "priority", Fields.integer),
         ("table", "table", Fields.optional_integer),
-        ("scope", "scope", Fields.optional_integer),
+        ("scope", "scope", _scope),
     ),
     DNS: (
         ("nameservers", "nameservers", Fields.strings),
@@ -134,9 +138,9 @@ def read(cls: type[_V], f: Fields) -> _V:
 def write(value: Value) -> dict[str, Any]:
     """Return the record's JSON object."""
     shown: dict[str, Any] = {}
-    for key, field, typed in _KEYS[type(value)]:
+    for key, field, _ in _KEYS[type(value)]:
         content = getattr(value, field)
-        if content or (content == 0 and typed is Fields.optional_integer and content is not None):
+        if content or (content == 0 and getattr(type(value), field) is None):
             shown[key] = content
     return shown
 

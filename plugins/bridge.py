@@ -39,16 +39,16 @@ address without gateway gets, with isGateway, the first of its subnet.
 DEL needs neither netns nor prevResult: the host end's name is made from network, container and interface, and its
 ifalias says so in words. The bridge, its address and forwarding stay, as others may use them.
 
-Unlike the reference: a failed ADD leaves nothing behind; DEL of a container whose interface belongs to another
-attachment does not touch it; the bridge's MAC is fixed when it is created; IPAM's default route without gateway counts
-as one.
+Unlike the reference: a failed ADD leaves nothing of the container's behind; DEL of a container whose interface belongs
+to another attachment does not touch it; the bridge's MAC is fixed when it is created; IPAM's default route without
+gateway counts as one.
 """
 
 from __future__ import annotations
 
 from cnikit import configure, spec
 from cnikit.address import format_ip, is_default, network, parse_cidr, plus
-from cnikit.errors import unsupported
+from cnikit.errors import invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
 from cnikit.main import main
 from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Port, Promiscuous, Sysctl, Up, Veth
@@ -85,7 +85,7 @@ def parse(request: Request) -> Conf:
     """Read the configuration. Raises CniError."""
     config = request.config
     for key in _LATER:
-        if config.raw(key) not in (None, False, 0):
+        if config.raw(key) not in (None, False, 0, []):
             raise unsupported(key, config.raw(key))
     bridge = config.string("bridge", default="cni0")
     fault = spec.ifname_fault(bridge)
@@ -126,6 +126,8 @@ def settle(conf: Conf, leases: Result) -> Result:
 
 def _with_gateway(ip: IP) -> IP:
     packed, length = parse_cidr(ip.address)
+    if length == len(packed) * 8:
+        raise invalid_config("isGateway", f"{ip.address} leaves no address for a gateway")
     return ip.replace(gateway=format_ip(plus(network(packed, length), 1)))
 
 
@@ -152,11 +154,10 @@ def _bridge(conf: Conf, leases: Result) -> list[Step]:
     if conf.promisc:
         steps.append(Ensure(Promiscuous(HOST, conf.bridge)))
     if conf.gateway:
-        for ip in leases.ips:
-            length = ip.address.partition("/")[2]
-            steps.append(Ensure(Gateway(HOST, conf.bridge, f"{ip.gateway}/{length}", conf.force)))
-        forwarding = {":" in ip.address: _FORWARDING[":" in ip.address] for ip in leases.ips}
-        steps += [Ensure(Sysctl(HOST, name, "1")) for name in forwarding.values()]
+        gateways = tuple(f"{ip.gateway}/{ip.address.partition('/')[2]}" for ip in leases.ips)
+        steps += [Ensure(Gateway(HOST, conf.bridge, gateway, conf.force, gateways)) for gateway in gateways]
+        families = sorted({":" in ip.address for ip in leases.ips})
+        steps += [Ensure(Sysctl(HOST, _FORWARDING[v6], "1")) for v6 in families]
     return steps
 
 

@@ -9,7 +9,6 @@ from cnikit.netlink.rtnetlink import (
     IF_OPER_UP,
     IFA_F_NODAD,
     IFA_F_TENTATIVE,
-    IFF_LOOPBACK,
     IFF_PROMISC,
     IFF_UP,
     BoundAddress,
@@ -59,7 +58,7 @@ class FakeNamespace:
 
     def __init__(self, world: FakeWorld) -> None:
         self.world = world
-        self.present = {"lo": Link(1, "lo", flags=IFF_UP | IFF_LOOPBACK, mac="00:00:00:00:00:00", mtu=65536)}
+        self.present = {"lo": Link(1, "lo", flags=IFF_UP, mac="00:00:00:00:00:00", mtu=65536)}
         self.bound: dict[int, list[BoundAddress]] = {}
         self.routing: list[tuple[int, KernelRoute]] = []
         self.sysctls = dict(SYSCTLS)

@@ -231,7 +231,7 @@ def test_bad_configuration(host: str, container: str, keys: dict[str, Any], code
     assert [link["ifname"] for link in ip(f"-n {Path(container).name} link")] == ["lo"]
 
 
-@pytest.mark.parametrize("value", [False, None, 0])
+@pytest.mark.parametrize("value", [False, None, 0, []])
 def test_a_key_not_served_may_be_off(host: str, container: str, value: object) -> None:
     assert host
     call("ADD", config(ipMasq=value, vlan=value), container).result()
@@ -425,6 +425,20 @@ FAILING = [
     ),
     pytest.param(
         _nothing,
+        {"ipam": static("255.255.255.255/32"), "isGateway": True},
+        7,
+        "isGateway: 255.255.255.255/32 leaves no address for a gateway",
+        id="no-room-for-a-gateway",
+    ),
+    pytest.param(
+        _nothing,
+        {"ipam": static(V4, routes=[{"dst": "10.9.0.0/16", "scope": 300}])},
+        7,
+        "static: ipam.routes[0].scope: 300 is not in 0..255",
+        id="scope",
+    ),
+    pytest.param(
+        _nothing,
         {"ipam": static(V4, routes=[{"dst": "10.9.0.0/16", "gw": "10.200.0.1"}])},
         100,
         "ip route add 10.9.0.0/16 via 10.200.0.1 dev eth0: Network is unreachable",
@@ -538,6 +552,43 @@ def test_without_addresses_the_oldest_versions_refuse_before_anything_is_done(ho
     assert _links(state()) == {" lo"}
 
 
+def test_many_routes(host: str, container: str) -> None:
+    assert host
+    routes = [{"dst": f"10.{100 + (n >> 8)}.{n & 255}.0/24"} for n in range(600)]
+    call("ADD", config(ipam=static(V4, routes=routes), isGateway=True), container).result()
+    assert len(ip(f"-n {Path(container).name} route")) == 601
+
+
+def test_two_gateways_of_one_network_are_not_in_each_others_way(host: str, container: str) -> None:
+    assert host
+    for force in (True, False):
+        conf = config(ipam=static(V4, "10.12.0.2/24"), isGateway=True, forceAddress=force)
+        conf["prevResult"] = call("ADD", conf, container).result()
+        del conf["prevResult"]["cniVersion"]
+        assert call("CHECK", conf, container).succeeded()
+        assert call("DEL", conf, container).succeeded()
+
+
+def test_a_link_local_gateway_is_not_in_the_way_of_the_bridges_own(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    call("ADD", config(isGateway=True), new_container()).result()
+    ipam = {"type": "static", "addresses": [{"address": V6, "gateway": "fe80::1"}]}
+    call("ADD", config(ipam=ipam, isGateway=True), new_container(), CNI_CONTAINERID="c2").result()
+
+
+def test_a_sysctl_that_may_fail_does_not_fail_an_add(
+    host: str, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnikit.effects import sysctl
+
+    def read_only(name: str, value: str) -> None:
+        raise OSError(30, f"{name}={value}")
+
+    monkeypatch.setattr(sysctl, "write", read_only)
+    assert host
+    call("ADD", config(), container).result()
+
+
 # DEL.
 
 
@@ -592,14 +643,38 @@ def test_del_leaves_nothing_whatever_is_gone(
         assert [file.name for file in (networks / "net1").glob("10.*")] == []
 
 
-def test_del_with_a_path_that_is_no_namespace_releases_and_then_fails(
-    host: str, container: str, networks: Path
-) -> None:
+@pytest.mark.parametrize("path", ["/proc/self/ns/mnt", "/proc/self/ns/net", "/etc/hostname"])
+def test_del_with_a_path_of_no_use_deletes_by_the_tag(host: str, container: str, networks: Path, path: str) -> None:
     assert host
     conf = config(ipam=host_local(networks))
     call("ADD", conf, container).result()
-    assert call("DEL", conf, "/proc/self/ns/mnt").error()[0] == 8
+    assert call("DEL", conf, path).succeeded()
+    assert _links(state()) == {" lo", " br1"}
     assert [file.name for file in (networks / "net1").glob("10.*")] == []
+
+
+def test_del_with_a_path_of_no_use_says_so_when_it_is_needed(host: str, networks: Path) -> None:
+    assert host
+    assert call("DEL", config(ipam=host_local(networks)), "/proc/self/ns/mnt").error()[0] == 8
+
+
+@pytest.mark.parametrize(
+    "kind", ["bridge", "veth peer name x netns {elsewhere}"], ids=["no-veth", "its-other-end-elsewhere"]
+)
+def test_del_leaves_what_bridge_cannot_have_made(host: str, new_container: Callable[[], str], kind: str) -> None:
+    assert host
+    name, elsewhere = (Path(new_container()).name for _ in range(2))
+    sh(f"ip -n {name} link add eth0 type {kind.format(elsewhere=elsewhere)}")
+    assert call("DEL", config(), f"/run/netns/{name}").succeeded()
+    assert [link["ifname"] for link in ip(f"-n {name} link")] == ["lo", "eth0"]
+
+
+def test_del_deletes_the_tagged_end_beside_one_that_is_half_made(host: str, container: str) -> None:
+    assert host
+    sh(f"ip link add {HOST_END} type veth peer name half")
+    call("ADD", config(), container).result()
+    assert call("DEL", config(), container).succeeded()
+    assert _links(state()) == {" lo", " br1"}
 
 
 def test_del_of_what_never_was(host: str, container: str, networks: Path) -> None:
@@ -698,6 +773,36 @@ def test_check_of_layer_two(host: str, container: str) -> None:
     conf = config(ipam={})
     conf["prevResult"] = call("ADD", conf, container).result()
     assert call("CHECK", conf, container).succeeded()
+
+
+def test_check_of_routes_with_two_next_hops_and_table_zero(host: str, container: str) -> None:
+    assert host
+    routes = [
+        {"dst": "fd01::/64", "gw": "fd00:11::8"},
+        {"dst": "fd01::/64", "gw": "fd00:11::9"},
+        {"dst": "10.9.0.0/16", "gw": "10.11.0.9", "table": 0},
+    ]
+    conf = config(ipam=static(V4, V6, routes=routes))
+    conf["prevResult"] = call("ADD", conf, container).result()
+    assert call("CHECK", conf, container).succeeded()
+
+
+def test_check_looks_at_its_own_interface_alone(host: str, container: str) -> None:
+    assert host
+    conf = added(container)
+    conf["prevResult"]["ips"].append({"address": "203.0.113.9/32"})
+    conf["prevResult"]["interfaces"].insert(0, {"name": "veth" + "0" * 30})
+    conf["prevResult"]["interfaces"].insert(0, {"name": "veth12345678"})
+    for entry in conf["prevResult"]["ips"][:2]:
+        entry["interface"] += 2
+    assert call("CHECK", conf, container).succeeded()
+
+
+def test_check_wants_an_address(host: str, container: str) -> None:
+    assert host
+    conf = added(container)
+    del conf["prevResult"]["ips"]
+    assert call("CHECK", conf, container).error() == (101, "prevResult.ips: no address is on eth0")
 
 
 def test_check_without_prev_result(host: str, container: str) -> None:

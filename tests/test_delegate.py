@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posix
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def test_stderr_is_relayed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     script(tmp_path, "fake", "echo by the way >&2")
     delegate.serve(asked(str(tmp_path), {"type": "fake"}), "DEL")
     assert capfd.readouterr().err == "by the way\n"
+
+
+def test_a_stderr_nobody_reads_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(tmp_path, "fake", "echo by the way >&2")
+
+    def broken(fd: int, data: bytes) -> int:
+        raise BrokenPipeError(fd, data)
+
+    given = asked(str(tmp_path), {"type": "fake"})
+    monkeypatch.setattr(delegate, "_fill", lambda *_: None)
+    monkeypatch.setattr(posix, "write", broken)
+    assert delegate.serve(given, "DEL") is None
 
 
 FAILURES = [

@@ -110,6 +110,14 @@ def test_our_own_delegate_runs_inside(host: str, container: str, networks: Path,
     assert (status, leases(networks)) == (0, ["10.11.0.2", "fd00:11::2"]), out
 
 
+@pytest.mark.parametrize("kind", ["bridge", "cnitool"])
+def test_another_kind_of_plugin_is_no_delegate(host: str, container: str, networks: Path, kind: str) -> None:
+    assert host
+    status, out = run(BUILT, "ADD", config(networks, ipam={"type": kind}), container)
+    assert (status, json.loads(out)["code"]) == (1, 7)
+    assert json.loads(out)["msg"] == f"ipam.type: {kind} is no ipam plugin"
+
+
 OTHERS = '#!/bin/sh\nenv > {folder}/env\necho \'{{"ips": [{{"address": "10.77.0.5/24"}}]}}\'\n'
 
 
@@ -135,6 +143,20 @@ def test_another_suites_delegate_found_first_is_executed(
     foreign(tmp_path, "host-local")
     status, out = run(BUILT, "ADD", config(networks), container, CNI_PATH=f"{tmp_path}:{BUILT}")
     assert (status, json.loads(out)["ips"][0]["address"]) == (0, "10.77.0.5/24")
+
+
+def test_a_delegate_that_mixes_families_is_refused_and_released(
+    host: str, container: str, networks: Path, tmp_path: Path
+) -> None:
+    assert host
+    script = f"#!/bin/sh\necho $CNI_COMMAND >> {tmp_path}/calls\n"
+    script += 'echo \'{"ips": [{"address": "fd00::5/64", "gateway": "10.0.0.1"}]}\'\n'
+    (tmp_path / "other").write_text(script)
+    (tmp_path / "other").chmod(0o755)
+    status, out = run(BUILT, "ADD", config(networks, ipam={"type": "other"}), container, CNI_PATH=str(tmp_path))
+    msg = "ipam.type: other gave fd00::5/64 a gateway of the other family, 10.0.0.1"
+    assert (status, json.loads(out)["code"], json.loads(out)["msg"]) == (1, 102, msg)
+    assert (tmp_path / "calls").read_text().split() == ["ADD", "DEL"]
 
 
 def test_a_delegate_gets_the_callers_environment_and_nothing_else(

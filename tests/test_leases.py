@@ -519,3 +519,17 @@ def test_file_system_without_nameless_files_is_asked_for_its_permissions(
 
     monkeypatch.setattr(leases, "posix", Plain(lambda _: None))
     assert leases.write_fault(str(tmp_path)) == (fault and f"{tmp_path}: {fault}")
+
+
+def test_a_folder_that_somebody_else_makes_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "networks" / "net"
+    really = posix.mkdir
+
+    def mkdir(path: str, mode: int) -> None:
+        really(path, mode)
+        if path == str(folder.parent):
+            folder.mkdir()
+
+    monkeypatch.setattr(posix, "mkdir", mkdir)
+    with Store(str(folder), create=True) as store:
+        assert store.listing() == ["lock"]

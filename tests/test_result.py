@@ -376,12 +376,13 @@ def test_reads_the_parts_a_configuration_may_hold(read: type[Any], raw: dict[str
 TEXT = st.text(max_size=4)
 TEXTS = st.lists(TEXT, max_size=2).map(tuple)
 NUMBERS = st.integers(0, 2**32 - 1)
+SCOPES = st.none() | st.integers(0, 255)
 V4 = st.binary(min_size=4, max_size=4).map(format_ip)
 V6 = st.binary(min_size=16, max_size=16).map(format_ip)
 MAYBE_IP = st.just("") | V4 | V6
 CIDRS = st.builds("{}/{}".format, V4, st.integers(0, 32)) | st.builds("{}/{}".format, V6, st.integers(0, 128))
 INTERFACES = st.builds(Interface, TEXT, TEXT, NUMBERS, TEXT, TEXT, TEXT)
-ROUTES = st.builds(Route, CIDRS, MAYBE_IP, NUMBERS, NUMBERS, NUMBERS, st.none() | NUMBERS, st.none() | NUMBERS)
+ROUTES = st.builds(Route, CIDRS, MAYBE_IP, NUMBERS, NUMBERS, NUMBERS, st.none() | NUMBERS, SCOPES)
 
 
 def _some(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:

@@ -45,7 +45,7 @@ def serve(request: Request, verb: str) -> result.Result | None:
         return own.serve(request)
     try:
         return execute(path, kind, request)
-    except CniError:
+    except BaseException:
         # "If the IPAM plugin's ADD fails, the plugin must run it again with DEL" -- section 4. Ours undo themselves.
         if verb == "ADD":
             _release(path, kind, request)
@@ -56,7 +56,14 @@ def _release(path: str, kind: str, request: Request) -> None:
     try:
         execute(path, kind, request.replace(verb="DEL"))
     except CniError as e:
-        posix.write(2, f"ipam.type: {kind}: DEL after its ADD failed: {e}\n".encode("utf-8", "backslashreplace"))
+        _relay(f"ipam.type: {kind}: DEL after its ADD failed: {e}\n".encode("utf-8", "backslashreplace"))
+
+
+def _relay(said: bytes) -> None:
+    try:
+        posix.write(2, said)
+    except OSError:
+        return  # Nobody listens, which is no reason to fail.
 
 
 def find(kind: str, path: str) -> str:
@@ -88,7 +95,10 @@ def _own_plugin(kind: str, path: str) -> Plugin | None:
     if not same or f"{kind} {found.st_size}" not in listed.split("\n"):
         return None
     name = "cnikit.ipam." + kind.replace("-", "_")
-    __import__(name)
+    try:
+        __import__(name)
+    except ImportError:
+        raise invalid_config("ipam.type", f"{kind} is no ipam plugin") from None
     plugin: Plugin = sys.modules[name].PLUGIN
     return plugin
 
@@ -105,7 +115,7 @@ def execute(path: str, kind: str, request: Request) -> result.Result | None:
     """Run a plugin as a process; return the result of an ADD. Raises CniError, the plugin's own where it gave one."""
     status, out, err = _run(path, {**request.environ, "CNI_COMMAND": request.verb}, request.stdin)
     if err:
-        posix.write(2, err)
+        _relay(err)
     said = err.decode("utf-8", "backslashreplace").strip()
     if status != 0:
         raise _failure(kind, status, out, said)
@@ -142,8 +152,9 @@ def _run(path: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes, 
 
     All three streams are memory files: nothing can deadlock, and a process the plugin leaves behind holds nobody up.
     """
-    streams = [posix.memfd_create(name, posix.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
+    streams: list[int] = []
     try:
+        streams += [posix.memfd_create(name, posix.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
         _fill(streams[0], stdin)
         actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
         pid = _spawn(path, environ, actions)

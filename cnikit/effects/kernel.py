@@ -92,7 +92,7 @@ class Kernel:
         if answer.errno == ENODEV:
             return None
         if answer.errno:
-            raise OSError(answer.errno, answer.why or posix.strerror(answer.errno))
+            raise CniError(spec.KERNEL_REFUSED, f"netlink: {answer.why or posix.strerror(answer.errno)}")
         return rtnetlink.link(answer.bodies[0])
 
     def links(self) -> list[Link]:
@@ -111,7 +111,8 @@ class Kernel:
 
     def routes(self, af: int) -> list[KernelRoute]:
         """Return the routes of a family, of all tables."""
-        return [rtnetlink.kernel_route(body) for body in self._socket.dump(rtnetlink.dump_routes(af))]
+        bodies = self._socket.dump(rtnetlink.dump_routes(af))
+        return [route for body in bodies for route in rtnetlink.kernel_routes(body)]
 
     def sysctl(self, name: str) -> str:
         """Return a sysctl's value. Raises OSError."""
@@ -206,8 +207,8 @@ def _forgiven(change: Change, errno: int) -> bool:
 
 def _make_bridge(kernel: Kernel, what: Bridge) -> Message:
     # Locally administered, unicast. Left to itself a bridge takes its lowest port's, and changes as containers go.
-    mac = bytes(((mac := posix.urandom(6))[0] & 0xFC | 0x02, *mac[1:]))
-    return rtnetlink.new_bridge(what.name, mac, what.mtu)
+    first, *rest = posix.urandom(6)
+    return rtnetlink.new_bridge(what.name, bytes((first & 0xFC | 0x02, *rest)), what.mtu)
 
 
 def _make_veth(kernel: Kernel, what: Veth) -> Message | None:
@@ -301,10 +302,13 @@ def open_world(request: Request) -> World:
         if request.verb == "DEL":
             return World()
         raise netns.missing(request.netns) from None
-    override = request.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")
-    if netns.is_own(fd) and not override:
+    try:
+        override = request.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")
+        if netns.is_own(fd) and not override:
+            raise CniError(
+                spec.INVALID_NETNS, "plugin's netns and netns from CNI_NETNS should not be the same", request.netns
+            )
+        return World(fd)
+    except BaseException:
         posix.close(fd)
-        raise CniError(
-            spec.INVALID_NETNS, "plugin's netns and netns from CNI_NETNS should not be the same", request.netns
-        )
-    return World(fd)
+        raise

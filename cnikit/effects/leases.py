@@ -330,7 +330,8 @@ def _make_folder(path: str) -> None:
         pass
     except FileNotFoundError:
         _make_folder(path.rpartition("/")[0])
-        posix.mkdir(path, 0o755)
+        # Again the whole way: somebody else may have made it meanwhile.
+        _make_folder(path)
 
 
 def _remove(path: str) -> None:

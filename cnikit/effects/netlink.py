@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from posix import strerror
 
+from cnikit import spec
+from cnikit.errors import CniError
 from cnikit.netlink.codec import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Message, error, frame, replies
 from cnikit.value import Value
 
@@ -15,6 +18,7 @@ NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 # found out by its length.
 _BUFFER = 1 << 14
 _DUMP_TRIES = 10
+_TOGETHER = 64
 
 
 class Answer(Value):
@@ -35,22 +39,28 @@ class Socket:
         self._sequence = 0
         self._buffer = bytearray(_BUFFER)
 
-    def _receive(self) -> bytes:
-        return bytes(self._buffer[: self._socket.recv_into(self._buffer)])
-
     def exchange(self, messages: list[Message]) -> list[Answer]:
-        """Send requests together, each with NLM_F_ACK; return their answers in order.
+        """Send requests together, each with NLM_F_ACK; return their answers in order. Raises CniError (100).
 
-        The kernel works through all of them, whatever becomes of the earlier ones.
+        The kernel works through all of them, whatever becomes of the earlier ones. It answers before we read, so not
+        more are sent at a time than the answers of have room.
         """
+        answers: list[Answer] = []
+        for start in range(0, len(messages), _TOGETHER):
+            answers += self._exchange(messages[start : start + _TOGETHER])
+        return answers
+
+    def _exchange(self, messages: list[Message]) -> list[Answer]:
         first = self._sequence + 1
         self._sequence += len(messages)
-        self._socket.send(b"".join(frame(message, first + i) for i, message in enumerate(messages)))
+        self._send(b"".join(frame(message, first + i) for i, message in enumerate(messages)))
         bodies: list[list[bytes]] = [[] for _ in messages]
         answers: dict[int, Answer] = {}
         while len(answers) < len(messages):
             for reply in replies(self._receive()):
                 i = reply.sequence - first
+                if i < 0:
+                    continue  # an answer nobody waited for
                 if reply.type == NLMSG_ERROR:
                     answers[i] = Answer(*error(reply), bodies[i])
                 else:
@@ -58,28 +68,49 @@ class Socket:
         return [answers[i] for i in range(len(messages))]
 
     def dump(self, message: Message) -> list[bytes]:
-        """Return the bodies of all messages of a dump, taken again when the kernel's tables changed under it."""
+        """Return the bodies of all messages of a dump, taken again when the kernel's tables changed under it.
+
+        Raises CniError: 100, or 11 when they keep changing.
+        """
         for _ in range(_DUMP_TRIES):
             bodies, interrupted = self._dump_once(message)
             if not interrupted:
-                break
-        return bodies
+                return bodies
+        raise CniError(spec.TRY_AGAIN, "netlink: what is to be listed keeps changing")
 
     def _dump_once(self, message: Message) -> tuple[list[bytes], bool]:
         self._sequence += 1
-        self._socket.send(frame(message, self._sequence))
+        self._send(frame(message, self._sequence))
         bodies: list[bytes] = []
         interrupted = False
         while True:
             for reply in replies(self._receive()):
+                if reply.sequence != self._sequence:
+                    continue
                 interrupted = interrupted or bool(reply.flags & NLM_F_DUMP_INTR)
                 if reply.type in (NLMSG_DONE, NLMSG_ERROR):
                     errno, why = error(reply)
                     if errno:
-                        raise OSError(errno, why)
+                        raise _refused(errno, why)
                     return bodies, interrupted
                 bodies.append(reply.body)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as e:
+            raise _refused(e.errno or 0, "") from e
+
+    def _receive(self) -> bytes:
+        try:
+            return bytes(self._buffer[: self._socket.recv_into(self._buffer)])
+        except OSError as e:
+            raise _refused(e.errno or 0, "") from e
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def _refused(errno: int, why: str) -> CniError:
+    return CniError(spec.KERNEL_REFUSED, f"netlink: {why or strerror(errno)}")

@@ -81,7 +81,7 @@ class Inside:
             self._home = posix.open(OWN, posix.O_RDONLY | posix.O_CLOEXEC)
             try:
                 _enter(self._there)
-            except OSError:
+            except BaseException:
                 posix.close(self._home)
                 raise
 
@@ -90,11 +90,16 @@ class Inside:
     ) -> None:
         """Go back."""
         if self._there is not None:
-            _enter(self._home)
-            posix.close(self._home)
+            try:
+                _enter(self._home)
+            finally:
+                posix.close(self._home)
 
 
 def _enter(fd: int) -> None:
     from cnikit.effects.setns import setns
 
-    setns(fd, CLONE_NEWNET)
+    try:
+        setns(fd, CLONE_NEWNET)
+    except OSError as e:
+        raise CniError(spec.INVALID_NETNS, f"CNI_NETNS: cannot be entered: {e.strerror}") from None

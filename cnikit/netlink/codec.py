@@ -31,7 +31,6 @@ NLA_TYPE_MASK = 0x3FFF
 
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence number, port
 _ATTRIBUTE = Struct("=HH")  # nlattr: length, type
-_U16 = Struct("=HHHxx")
 _U32 = Struct("=HHI")
 _INT = Struct("=i")
 
@@ -45,7 +44,7 @@ class Message(Value):
 
 
 class Reply(Value):
-    """A message from the kernel; error is the errno of an NLMSG_ERROR, 0 for an acknowledgement."""
+    """A message from the kernel, without its framing; error() reads an NLMSG_ERROR."""
 
     type: int
     flags: int
@@ -62,11 +61,6 @@ def attribute(kind: int, data: bytes) -> bytes:
 def u8(kind: int, number: int) -> bytes:
     """Encode an attribute of one byte."""
     return attribute(kind, bytes((number,)))
-
-
-def u16(kind: int, number: int) -> bytes:
-    """Encode an attribute of two bytes."""
-    return _U16.pack(6, kind, number)
 
 
 def u32(kind: int, number: int) -> bytes:

@@ -28,24 +28,28 @@ from cnikit.netlink.codec import (
 )
 from cnikit.value import Value
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_EXT_MASK = 16, 18, 20, 28, 29
-IFLA_PROMISCUITY, IFLA_LINK_NETNSID = 30, 37
+IFLA_LINK_NETNSID = 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 VETH_INFO_PEER = 1
-IFF_UP, IFF_LOOPBACK, IFF_PROMISC = 0x1, 0x8, 0x100
+IFF_UP, IFF_PROMISC = 0x1, 0x100
 IF_OPER_UP = 6
 RTEXT_FILTER_SKIP_STATS = 8
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 8, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 8, 9, 15
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 RT_TABLE_MAIN = 254
 RTPROT_BOOT = 3
@@ -54,6 +58,7 @@ RTN_UNICAST = 1
 
 _IFINFO = Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _IFADDR = Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+_RTNEXTHOP = Struct("=HBBi")  # rtnexthop: length, flags, hops, index
 _RTMSG = Struct("=BBBBBBBBI")  # rtmsg: family, dst len, src len, tos, table, protocol, scope, type, flags
 
 
@@ -66,7 +71,6 @@ class Link(Value):
     mac: str = ""
     mtu: int = 0
     flags: int = 0
-    promiscuity: int = 0
     operstate: int = 0
     master: int = 0
     alias: str = ""
@@ -163,7 +167,6 @@ def link(body: bytes) -> Link:
         mac=got.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=number(got.get(IFLA_MTU, b"")),
         flags=flags,
-        promiscuity=number(got.get(IFLA_PROMISCUITY, b"")),
         operstate=number(got.get(IFLA_OPERSTATE, b"")),
         master=number(got.get(IFLA_MASTER, b"")),
         alias=text(got.get(IFLA_IFALIAS, b"")),
@@ -216,11 +219,11 @@ def dump_routes(af: int) -> Message:
     return Message(RTM_GETROUTE, NLM_F_DUMP, _RTMSG.pack(af, 0, 0, 0, 0, 0, 0, 0, 0))
 
 
-def kernel_route(body: bytes) -> KernelRoute:
-    """Decode an RTM_NEWROUTE."""
+def kernel_routes(body: bytes) -> tuple[KernelRoute, ...]:
+    """Decode an RTM_NEWROUTE; one with several next hops is that many routes."""
     _, length, _, _, table, _, scope, _, _ = header(_RTMSG, body)
     got = attributes(body, _RTMSG.size)
-    return KernelRoute(
+    route = KernelRoute(
         dst=got.get(RTA_DST, b""),
         length=length,
         gw=got.get(RTA_GATEWAY, b""),
@@ -229,6 +232,18 @@ def kernel_route(body: bytes) -> KernelRoute:
         priority=number(got.get(RTA_PRIORITY, b"")),
         scope=scope,
     )
+    if RTA_MULTIPATH not in got:
+        return (route,)
+    return tuple(route.replace(gw=gw, oif=oif) for gw, oif in _next_hops(got[RTA_MULTIPATH]))
+
+
+def _next_hops(data: bytes) -> Iterator[tuple[bytes, int]]:
+    while data:
+        length, _, _, oif = header(_RTNEXTHOP, data)
+        if not _RTNEXTHOP.size <= length <= len(data):
+            raise ValueError(f"next hop says it is {length} bytes long")
+        yield attributes(data[:length], _RTNEXTHOP.size).get(RTA_GATEWAY, b""), oif
+        data = data[length + 3 & ~3 :]
 
 
 def _route(route: KernelRoute, af: int) -> bytes:
