@@ -325,13 +325,17 @@ def _without_tmpfile(folder: str, e: OSError) -> str:
 
 def _make_folder(path: str) -> None:
     try:
-        posix.mkdir(path, 0o755)
-    except FileExistsError:
-        pass
+        _make_one_folder(path)
     except FileNotFoundError:
         _make_folder(path.rpartition("/")[0])
-        # Again the whole way: somebody else may have made it meanwhile.
-        _make_folder(path)
+        _make_one_folder(path)
+
+
+def _make_one_folder(path: str) -> None:
+    try:
+        posix.mkdir(path, 0o755)
+    except FileExistsError:
+        return  # Somebody else may just have made it.
 
 
 def _remove(path: str) -> None:
