@@ -28,6 +28,8 @@ PEER = Path("/usr/lib/cni")
 LEASES = 20_000
 PARALLEL = 8
 
+BARE = "(python3 -I -S -c pass)"
+
 # The kernel finishes deleting a link after DEL has returned; without a pause that is charged to whoever comes next.
 SETTLE = 0.06  # seconds
 
@@ -101,10 +103,14 @@ def sandboxes(count: int) -> Iterator[str]:
 
 
 def version(suites: list[Suite], rounds: int) -> None:
-    """VERSION: start-up and nothing else."""
+    """VERSION: start-up and nothing else; and below it what a bare interpreter takes, which no plugin can be under."""
+    interpreter = [sys._base_executable, "-I", "-S", "-c", "pass"]  # type: ignore[attr-defined]
     for _ in range(rounds * 3):
         for suite in suites:
             suite.time("VERSION", "bridge", "VERSION", "c", "")
+        started = time.perf_counter()
+        subprocess.run(interpreter, check=True, env={}, stdin=subprocess.DEVNULL)
+        suites[0].samples.setdefault(BARE, []).append(time.perf_counter() - started)
 
 
 def bridge(suites: list[Suite], rounds: int) -> None:
@@ -188,7 +194,7 @@ def table(suites: list[Suite]) -> str:
     lines = [f"{'':44} {'ours':>10} {'reference':>10} {'ratio':>6}"]
     for row, taken in ours.samples.items():
         line = f"{row:44} {statistics.median(taken) * 1000:7.1f} ms"
-        if peer:
+        if peer and row in peer.samples:
             other = statistics.median(peer.samples[row])
             line += f" {other * 1000:7.1f} ms {statistics.median(taken) / other:6.2f}"
         lines.append(line)
