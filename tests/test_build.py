@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
+import re
 import shutil
 import stat
 import struct
@@ -104,6 +106,16 @@ def test_the_manifest_lists_name_and_size_of_each(runtime: Path) -> None:
 @each_plugin
 def test_a_plugin_can_be_imported_by_another(lean: Path, name: str) -> None:
     assert (lean / PLUGINS[name].replace(".", "/")).with_suffix(".pyc").is_file()
+
+
+def test_the_loader_looks_up_none_of_the_interpreters_own_symbols(lean: Path) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip(f"symbols are bound on x86-64 only, this is {platform.machine()}")
+    (library,) = lean.glob("libpython*.so*")
+    listed = subprocess.run(["readelf", "-rW", library], capture_output=True, text=True, check=True).stdout
+    own = [line for line in listed.splitlines() if re.search(r"R_X86_64_(64|GLOB_DAT) +(?!0{16})[0-9a-f]{16} ", line)]
+    assert listed.count("R_X86_64_RELATIVE") > 1000
+    assert own == []
 
 
 @pytest.mark.parametrize("name", [*PLUGINS, "cnitool"])
