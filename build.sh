@@ -63,9 +63,9 @@ build() {
         [[ $mode == lean ]] || version+=.plain
         echo "building $version"
         rm -rf build
+        [[ $mode == plain ]] || ! has_compiler || bootloader ".cnikit-$version"
         # Bytecode without column numbers loads faster, and tracebacks only show them beside source text.
         # The fixed hash seed orders constants, so that equal sources give equal files.
-        [[ $mode == plain ]] || ! has_compiler || bootloader ".cnikit-$version"
         CNIKIT_BUILD=$mode CNIKIT_VERSION=$version PYTHONNODEBUGRANGES=1 PYTHONHASHSEED=0 \
             PYI_LOG_LEVEL=WARN PYINSTALLER_CONFIG_DIR=build/cache \
             .venv/bin/python -m PyInstaller --workpath build/work --distpath build executables.spec

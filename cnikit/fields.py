@@ -10,7 +10,10 @@ from cnikit.errors import CniError, invalid_config
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    _T = TypeVar("_T")
 
 _NAMES = {str: "string", int: "integer", bool: "boolean", dict: "object", list: "list", float: "number"}
 
@@ -56,6 +59,16 @@ class Fields:
         """Read a string."""
         value = self._typed(key, str)
         return default if value is None else str(value)
+
+    def parsed(self, key: str, parse: Callable[[str], _T]) -> _T | None:
+        """Read a string by its own syntax, whose ValueError becomes this key's error; None when absent or empty."""
+        text = self.string(key)
+        if not text:
+            return None
+        try:
+            return parse(text)
+        except ValueError as e:
+            raise self.invalid(key, str(e)) from None
 
     def boolean(self, key: str) -> bool:
         """Read a boolean; absent is false."""

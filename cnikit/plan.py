@@ -55,9 +55,13 @@ def preflight(plan: Iterable[Step], world: World) -> None:
     """Raise the first conflict of what the plan would make with what is there. Changes nothing."""
     for step in plan:
         if not isinstance(step, Del):
-            conflict = step.what.conflict(world)
-            if conflict:
-                raise conflict
+            _refuse_conflict(step.what, world)
+
+
+def _refuse_conflict(what: Object, world: World) -> None:
+    conflict = what.conflict(world)
+    if conflict:
+        raise conflict
 
 
 def apply(plan: Sequence[Step], world: World) -> None:
@@ -98,17 +102,13 @@ def _neighbours(plan: Sequence[Step]) -> Iterator[list[Step]]:
 def _ensure(what: Object, world: World) -> None:
     if not what.fault(world):
         return
-    conflict = what.conflict(world)
-    if conflict:
-        raise conflict
+    _refuse_conflict(what, world)
     changes = what.changes(world)
     for change, refusal in zip(changes, world[what.where].change(changes), strict=False):
         # Somebody else may have made it since we looked.
         if refusal and refusal.errno != EEXIST:
             raise refused(change, refusal)
-    conflict = what.conflict(world)
-    if conflict:
-        raise conflict
+    _refuse_conflict(what, world)
     fault = "" if _is_optional(what) else what.fault(world)
     if fault:
         raise CniError(spec.KERNEL_REFUSED, f"{what.command()}: was done, and yet {fault}")

@@ -80,13 +80,10 @@ def _refuse_overlap(ranges: list[tuple[str, Range]]) -> None:
 
 def read(f: Fields) -> Range:
     """Read one range: subnet, rangeStart, rangeEnd, gateway. Raises CniError, code 7."""
-    text = f.string("subnet")
-    if not text:
+    text, parsed = f.string("subnet"), f.parsed("subnet", parse_cidr)
+    if parsed is None:
         raise f.invalid("subnet", "is missing")
-    try:
-        subnet, length = parse_cidr(text)
-    except ValueError as e:
-        raise f.invalid("subnet", str(e)) from None
+    subnet, length = parsed
     longest = len(subnet) * 8 - 2
     if length > longest:
         raise f.invalid("subnet", f"{text} is too small to allocate from, /{longest} is the smallest")
@@ -108,16 +105,12 @@ def _default_bounds(subnet: bytes, length: int) -> tuple[bytes, bytes]:
 
 
 def _address(f: Fields, key: str, subnet: bytes, length: int) -> bytes | None:
-    text = f.string(key)
-    if not text:
+    packed = f.parsed(key, parse_ip)
+    if packed is None:
         return None
-    try:
-        packed = parse_ip(text)
-    except ValueError as e:
-        raise f.invalid(key, str(e)) from None
     on_link = key == "gateway" and len(subnet) == 16 and contains(_LINK_LOCAL, 10, packed)
     if not (on_link or contains(subnet, length, packed)):
-        raise f.invalid(key, f"{text} is not in {format_cidr(subnet, length)}")
+        raise f.invalid(key, f"{f.string(key)} is not in {format_cidr(subnet, length)}")
     return packed
 
 

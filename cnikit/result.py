@@ -70,25 +70,17 @@ class Result(Value):
 
 
 def _ip(f: Fields, key: str) -> str:
-    return _valid(f, key, parse_ip)
+    f.parsed(key, parse_ip)
+    return f.string(key)
 
 
 def _cidr(f: Fields, key: str) -> str:
-    return _valid(f, key, parse_cidr)
+    f.parsed(key, parse_cidr)
+    return f.string(key)
 
 
 def _scope(f: Fields, key: str) -> int | None:
     return f.optional_integer(key, high=255)
-
-
-def _valid(f: Fields, key: str, parse: Callable[[str], object]) -> str:
-    text = f.string(key)
-    try:
-        if text:
-            parse(text)
-    except ValueError as e:
-        raise f.invalid(key, str(e)) from None
-    return text
 
 
 # A record's JSON keys: key, field, how it is read. Written in this order, and left out when empty; an integer that

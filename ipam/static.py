@@ -130,21 +130,13 @@ def _ips(request: Request) -> tuple[IP, ...]:
 
 
 def _configured(f: Fields) -> Address:
-    text = f.string("address")
-    if not text:
+    parsed = f.parsed("address", parse_cidr)
+    if parsed is None:
         raise f.invalid("address", "is missing")
-    try:
-        packed, length = parse_cidr(text)
-    except ValueError as e:
-        raise f.invalid("address", str(e)) from None
-    gateway = b""
-    if f.string("gateway"):
-        try:
-            gateway = parse_ip(f.string("gateway"))
-        except ValueError as e:
-            raise f.invalid("gateway", str(e)) from None
-        if len(gateway) != len(packed):
-            raise f.invalid("gateway", f"{f.string('gateway')} is not of the family of {text}")
+    packed, length = parsed
+    gateway = f.parsed("gateway", parse_ip) or b""
+    if gateway and len(gateway) != len(packed):
+        raise f.invalid("gateway", f"{f.string('gateway')} is not of the family of {f.string('address')}")
     return Address(packed, length, gateway)
 
 

@@ -195,3 +195,15 @@ def test_an_absent_object_still_knows_its_path() -> None:
 )
 def test_types_have_their_json_names(value: object, name: str) -> None:
     assert type_name(value) == name
+
+
+@pytest.mark.parametrize("raw", [{}, {"a": None}, {"a": ""}])
+def test_parsed_is_none_where_nothing_is_written(raw: dict[str, object]) -> None:
+    assert Fields(raw, "x").parsed("a", int) is None
+
+
+def test_parsed_reads_by_a_syntax_and_names_the_key_where_it_fails() -> None:
+    assert Fields({"a": "12"}, "x").parsed("a", int) == 12
+    with pytest.raises(CniError, match=r"x\.a: invalid literal") as raised:
+        Fields({"a": "1z"}, "x").parsed("a", int)
+    assert raised.value.code == 7

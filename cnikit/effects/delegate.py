@@ -154,7 +154,8 @@ def _run(path: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes, 
     """
     streams: list[int] = []
     try:
-        streams += [posix.memfd_create(name, posix.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
+        # One after the other, so that those there are can be closed when the next cannot be made.
+        streams.extend(posix.memfd_create(name, posix.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr"))
         _fill(streams[0], stdin)
         actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
         pid = _spawn(path, environ, actions)

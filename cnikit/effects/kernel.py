@@ -12,7 +12,7 @@ from time import monotonic, sleep
 from cnikit import spec
 from cnikit.address import parse_cidr, parse_mac
 from cnikit.effects import netns, sysctl
-from cnikit.effects.netlink import Socket
+from cnikit.effects.netlink import Socket, refused
 from cnikit.errors import CniError
 from cnikit.netlink import rtnetlink
 from cnikit.objects import (
@@ -92,7 +92,7 @@ class Kernel:
         if answer.errno == ENODEV:
             return None
         if answer.errno:
-            raise CniError(spec.KERNEL_REFUSED, f"netlink: {answer.why or posix.strerror(answer.errno)}")
+            raise refused(answer.errno, answer.why)
         return rtnetlink.link(answer.bodies[0])
 
     def links(self) -> list[Link]:

@@ -91,7 +91,7 @@ class Socket:
                 if reply.type in (NLMSG_DONE, NLMSG_ERROR):
                     errno, why = error(reply)
                     if errno:
-                        raise _refused(errno, why)
+                        raise refused(errno, why)
                     return bodies, interrupted
                 bodies.append(reply.body)
 
@@ -99,18 +99,19 @@ class Socket:
         try:
             self._socket.send(data)
         except OSError as e:
-            raise _refused(e.errno or 0, "") from e
+            raise refused(e.errno or 0, "") from e
 
     def _receive(self) -> bytes:
         try:
             return bytes(self._buffer[: self._socket.recv_into(self._buffer)])
         except OSError as e:
-            raise _refused(e.errno or 0, "") from e
+            raise refused(e.errno or 0, "") from e
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
 
 
-def _refused(errno: int, why: str) -> CniError:
+def refused(errno: int, why: str) -> CniError:
+    """Return the error (100) for a request the kernel did not serve: its own words, or those of the errno."""
     return CniError(spec.KERNEL_REFUSED, f"netlink: {why or strerror(errno)}")
