@@ -26,8 +26,11 @@ EOF
 # Debian packages, needed for: building, the demo, the tests, all tests, the benchmark.
 build_packages=(python3 python3-venv libpython3 binutils)
 demo_packages=(util-linux iputils-ping)
-test_packages=(util-linux iproute2 nftables iputils-ping git)
-all_packages=(containernetworking-plugins strace)
+test_packages=(util-linux iproute2 nftables iptables iputils-ping git)
+all_packages=(
+    containernetworking-plugins strace dbus-daemon python3-firewall python3-nftables
+    podman runc containerd busybox-static
+)
 bench_packages=(util-linux iproute2 containernetworking-plugins time)
 
 main() {
@@ -117,7 +120,7 @@ version() {
     digest=$({
         .venv/bin/python -VV
         has_compiler && echo "with a bootloader of our own"
-        echo .venv/lib/python3*/site-packages/{pyinstaller,pyroute2,netaddr}*.dist-info
+        echo .venv/lib/python3*/site-packages/{pyinstaller,pyroute2,netaddr,jeepney}*.dist-info
         find cnikit plugins ipam -name '*.py' | LC_ALL=C sort | xargs sha256sum build.sh executables.spec
     } | sha256sum)
     echo "$version+${digest:0:8}"
@@ -177,6 +180,10 @@ require() {
     echo "installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
     local install=(apt-get install -qq --no-install-recommends "${missing[@]}")
+    # Packages that see no systemd do not start their services.
+    # shellcheck disable=SC2016  # the inner shell expands $@
+    [[ ! -d /run/systemd/system ]] ||
+        install=(unshare --mount sh -c 'mount -t tmpfs none /run/systemd && exec "$@"' sh "${install[@]}")
     "${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}"; }
 }
 
@@ -192,6 +199,8 @@ has() {
         nftables) command -v nft ;;
         iputils-ping) command -v ping ;;
         containernetworking-plugins) [[ -x /usr/lib/cni/bridge ]] ;;
+        busybox-static) command -v busybox && ! ldd "$(command -v busybox)" ;;
+        python3-firewall | python3-nftables) /usr/bin/python3 -c "import ${1#python3-}" ;;
         *) command -v "$1" ;;
     esac
 }

@@ -20,6 +20,7 @@ from cnikit.objects import CONTAINER, HOST, Device
 from cnikit.plan import Del, Ensure, Step, apply, preflight, remove, verify
 from cnikit.plugin import Plugin
 from cnikit.result import IP, Interface, Result
+from cnikit.ruleset import owned, stale
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from cnikit.fields import Fields
+    from cnikit.netlink.nftables import Table
     from cnikit.netlink.rtnetlink import Link
     from cnikit.request import Request
 
@@ -47,6 +50,7 @@ class InterfaceKind(Value):
     settle: what IPAM gave, completed by what the configuration says (gateways, routes, dns).
     plan: the steps that make it; with an empty Result, before IPAM was asked, those for the links.
     host_links: the names of the host's links that the result lists.
+    tables: the nftables tables that hold elements of an attachment with that configuration, whatever else is in it.
     """
 
     name: str
@@ -54,6 +58,7 @@ class InterfaceKind(Value):
     settle: Callable[[Any, Result], Result]
     plan: Callable[[Any, Result, Ends], tuple[Step, ...]]
     host_links: Callable[[Any, Ends], tuple[str, ...]]
+    tables: Callable[[Fields], tuple[Table, ...]]
 
 
 def interface(kind: InterfaceKind) -> Plugin:
@@ -61,9 +66,9 @@ def interface(kind: InterfaceKind) -> Plugin:
     return Plugin(
         kind.name,
         add=lambda request: _add(kind, request),
-        delete=_delete,
+        delete=lambda request: _delete(kind, request),
         check=lambda request: _check(kind, request),
-        gc=_gc,
+        gc=lambda request: _gc(kind, request),
         status=lambda request: _status(kind, request),
     )
 
@@ -150,10 +155,10 @@ def _joined(previous: Result, made: Result) -> Result:
     )
 
 
-def _delete(request: Request) -> None:
+def _delete(kind: InterfaceKind, request: Request) -> None:
     faults: list[CniError] = []
     try:
-        faults += _detach(request)
+        faults += _detach(kind, request)
     except CniError as e:
         faults.append(e)
     _delegated(request, "DEL", faults)
@@ -161,16 +166,20 @@ def _delete(request: Request) -> None:
         raise collected(faults, "DEL")
 
 
-def _detach(request: Request) -> list[CniError]:
-    """Delete the attachment's links; return what went wrong. A namespace of no use matters only if it is needed."""
+def _detach(kind: InterfaceKind, request: Request) -> list[CniError]:
+    """Take away the attachment's rules, then its links; return what went wrong.
+
+    A namespace of no use matters only if it is needed.
+    """
     unusable: list[CniError] = []
     try:
         world = open_world(request)
     except CniError as e:
         unusable, world = [e], World()
     with world:
+        faults = remove(owned(kind.tables(request.config), ownership.tag(request.attachment), world), world)
         ends = _host_ends(request, world)
-        return remove(ends or _container_end(request, world), world) + ([] if ends else unusable)
+        return faults + remove(ends or _container_end(request, world), world) + ([] if ends else unusable)
 
 
 def _host_ends(request: Request, world: World) -> list[Step]:
@@ -255,20 +264,17 @@ def _changed_macs(kind: InterfaceKind, conf: Any, ends: Ends, previous: Result, 
     return faults
 
 
-def _gc(request: Request) -> None:
+def _gc(kind: InterfaceKind, request: Request) -> None:
     faults: list[CniError] = []
-    network = request.attachment.network
-    keep = {
-        ownership.tag(request.attachment.replace(container=container, ifname=ifname))
-        for container, ifname in request.valid_attachments()
-    }
+    keep = ownership.kept(request)
     with World() as world:
-        stale = [
+        faults += remove(stale(kind.tables(request.config), request, world), world)
+        links = [
             Del(Device(HOST, link.name))
             for link in world[HOST].links()
-            if link.alias.startswith(ownership.network_tags(network)) and link.alias not in keep
+            if link.alias.startswith(ownership.network_tags(request.attachment.network)) and link.alias not in keep
         ]
-        faults += remove(stale, world)
+        faults += remove(links, world)
     _delegated(request, "GC", faults)
     if faults:
         raise collected(faults, "GC")
@@ -280,6 +286,8 @@ def _status(kind: InterfaceKind, request: Request) -> None:
     try:
         with World() as world:
             preflight(shared, world)
+            # What cannot even be read cannot be made.
+            verify(shared, world)
         if delegate.ipam_type(request):
             delegate.serve(request, "STATUS")
     except CniError as e:

@@ -30,10 +30,14 @@ class _Context:
 
     strict = True
     object_hook = None
-    object_pairs_hook = None
+    object_pairs_hook: Any = None
     parse_float = staticmethod(_finite)
     parse_int = int
     parse_constant = staticmethod(_refuse)
+
+
+class _Pairs(_Context):
+    object_pairs_hook = tuple
 
 
 _scan = make_scanner(_Context)  # type: ignore[arg-type]
@@ -55,6 +59,14 @@ def decode(data: bytes) -> Any:
     if end != len(stripped):
         return _decode_slowly(text)
     return value
+
+
+def pairs(data: bytes) -> Any:
+    """Return the value of a document that decode() takes, each object as a tuple of its pairs.
+
+    So a key that is given twice can be seen.
+    """
+    return make_scanner(_Pairs)(data.decode("utf-8").strip(" \t\n\r"), 0)[0]  # type: ignore[arg-type]
 
 
 def _decode_slowly(text: str) -> Any:

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from _socket import AF_INET6
+
 from cnikit import spec
 from cnikit.address import contains, family, format_cidr, is_default, last, network, parse_cidr, parse_ip
 from cnikit.errors import CniError
@@ -17,6 +19,7 @@ from cnikit.netlink.rtnetlink import (
     IF_OPER_UP,
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
+    IFF_ALLMULTI,
     IFF_PROMISC,
     IFF_UP,
     RT_TABLE_MAIN,
@@ -29,7 +32,10 @@ from cnikit.value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Protocol
+    from typing import Any, Protocol
+
+    from cnikit.iptables import Chains
+    from cnikit.netlink.nftables import Element, Table
 
     class Namespace(Protocol):
         """What is read of and changed in one network namespace: cnikit.effects.kernel, or a fake."""
@@ -49,14 +55,39 @@ if TYPE_CHECKING:
         def routes(self, af: int) -> Sequence[KernelRoute]:
             """Return the routes of a family, of all tables."""
 
+        def way(self, address: bytes) -> str:
+            """Return the name of the link by which an address is reached, "" when there is no route."""
+
         def sysctl(self, name: str) -> str:
             """Return a sysctl's value; raise OSError when there is none."""
+
+        def rules(self, table: Table) -> Sequence[tuple[str, str]]:
+            """Return chain and comment of the rules of an nftables table, none when there is no such table."""
+
+        def dropping(self, hook: str) -> Sequence[tuple[str, str, str]]:
+            """Return family, table and name of the nftables chains on a hook that drop what they do not accept."""
+
+        def element(self, table: Table, wanted: Element) -> Element | None:
+            """Return what is in a set under an element's key, or in an interval around it."""
+
+        def elements(self, table: Table, prefix: str) -> Sequence[Element]:
+            """Return the elements of a table's sets whose comment begins so."""
+
+        def chains(self, version: int, table: str) -> Chains:
+            """Return the rules of each chain of an iptables table, version 4 or 6."""
+
+        def has_source(self, zone: str, cidr: str) -> bool:
+            """Tell whether an address is a source of a zone of firewalld's. Raise CniError when there is no such."""
+
+        def zone_of(self, cidr: str) -> str:
+            """Return the zone an address is a source of, "" when it is none's."""
 
         def change(self, changes: Sequence[Change]) -> Sequence[Refusal | None]:
             """Do these in order; answer for each one tried, None when it is done.
 
             What follows a refusal may be left untried. Already gone is done, and so is an optional sysctl that cannot
-            be set.
+            be set. Neighbours of nftables, and those of a family of iptables, are one transaction: what is not done as
+            another failed is refused with ECANCELED.
             """
 
     class World(Protocol):
@@ -71,7 +102,7 @@ CONTAINER = "container"
 
 
 class Refusal(Value):
-    """Why the kernel did not make a change: errno, and its own words where it has any."""
+    """Why a change was not made: the kernel's errno, and its own words where it has any; 0 and a program's words."""
 
     errno: int
     why: str
@@ -82,6 +113,9 @@ class Object(Value):
 
     where: str
     name: str
+
+    # What makes neighbours of this kind as one transaction; "" where each is made by itself.
+    transaction = ""
 
     def command(self) -> str:
         """Return the command line that makes it."""
@@ -252,15 +286,118 @@ class Up(Object):
         return "" if link.flags & IFF_UP else f"{self.name} is down"
 
 
-class Promiscuous(Object):
-    """A link that takes every frame."""
+class Setting(Object):
+    """A setting of a link: the value it is to have, and the one it had before, which its removal puts back."""
+
+    value: Any
+    before: Any = None
+
+    @staticmethod
+    def words(value: Any) -> str:
+        """Return a value as `ip link set` takes it."""
+        raise NotImplementedError
+
+    @staticmethod
+    def read(link: Link) -> Any:
+        """Return the value a link has."""
+        raise NotImplementedError
 
     def command(self) -> str:
-        return f"ip link set {self.name} promisc on"
+        return f"ip link set {self.name} {self.words(self.value)}"
+
+    def removal(self) -> str:
+        return f"ip link set {self.name} {self.words(self.before)}"
 
     def fault(self, world: World) -> str:
         link = world[self.where].link(self.name)
-        return "" if link and link.flags & IFF_PROMISC else f"{self.name} is not promiscuous"
+        if link is None:
+            return f"{self.name} is gone"
+        value = self.read(link)
+        return "" if value == self.value else f"{self.name} has {self.words(value)}, not {self.words(self.value)}"
+
+
+class Mac(Setting):
+    """The MAC address, in the kernel's spelling."""
+
+    value: str
+
+    @staticmethod
+    def words(value: str) -> str:
+        return f"address {value}"
+
+    @staticmethod
+    def read(link: Link) -> str:
+        return link.mac
+
+
+class Mtu(Setting):
+    """The MTU, in bytes."""
+
+    value: int
+
+    @staticmethod
+    def words(value: int) -> str:
+        return f"mtu {value}"
+
+    @staticmethod
+    def read(link: Link) -> int:
+        return link.mtu
+
+
+class QueueLength(Setting):
+    """The length of the transmit queue, in packets."""
+
+    value: int
+
+    @staticmethod
+    def words(value: int) -> str:
+        return f"txqueuelen {value}"
+
+    @staticmethod
+    def read(link: Link) -> int:
+        return link.txqlen
+
+
+class Promiscuous(Setting):
+    """Whether a link takes every frame."""
+
+    value: bool = True
+
+    @staticmethod
+    def words(value: bool) -> str:
+        return f"promisc {'on' if value else 'off'}"
+
+    @staticmethod
+    def read(link: Link) -> bool:
+        return bool(link.flags & IFF_PROMISC)
+
+
+class Isolated(Setting):
+    """Whether a bridge's port is kept from the other ports that are."""
+
+    value: bool = True
+
+    @staticmethod
+    def words(value: bool) -> str:
+        return f"type bridge_slave isolated {'on' if value else 'off'}"
+
+    @staticmethod
+    def read(link: Link) -> bool:
+        return link.isolated
+
+
+class AllMulticast(Setting):
+    """Whether a link takes every multicast frame."""
+
+    value: bool
+
+    @staticmethod
+    def words(value: bool) -> str:
+        return f"allmulticast {'on' if value else 'off'}"
+
+    @staticmethod
+    def read(link: Link) -> bool:
+        return bool(link.flags & IFF_ALLMULTI)
 
 
 class Carrier(Object):
@@ -425,17 +562,82 @@ class Route(Object):
 
 
 class Sysctl(Object):
-    """A sysctl (name with slashes). An optional one may be missing or read-only, and may be changed by others."""
+    """A sysctl (name with slashes). An optional one may be missing or read-only, and may be changed by others.
+
+    before: the value its removal puts back; None where there is none to put back.
+    """
 
     value: str
     optional: bool = False
+    before: str | None = None
 
     def command(self) -> str:
         return f"sysctl -w {self.name}={self.value}"
+
+    def removal(self) -> str:
+        return f"sysctl -w {self.name}={self.before}"
 
     def fault(self, world: World) -> str:
         try:
             value = world[self.where].sysctl(self.name)
         except OSError as e:
             return "" if self.optional else f"sysctl {self.name} cannot be read: {e.strerror}"
-        return "" if value == self.value else f"sysctl {self.name} is {value}, not {self.value}"
+        # The kernel separates numbers by tabs, people by blanks.
+        same = value.split() == self.value.split()
+        return "" if same else f"sysctl {self.name} is {value}, not {self.value}"
+
+
+class StaleFlows(Object):
+    """What connection tracking remembers of flows to ports of the host; name is their protocol, "udp".
+
+    An entry leads its flow where the port led when the flow began, whatever the rules say since, for as long as packets
+    come. So the entries are deleted, by making this and by removing it: those whose first packet was sent to one of the
+    ports, and to the address if there is one. Failing to is no failure, as in the reference: new flows go right all the
+    same, and on a kernel that cannot (CONFIG_NF_CT_NETLINK) no DEL would ever succeed.
+    """
+
+    ports: tuple[int, ...]
+    family: int  # AF_INET or AF_INET6
+    address: str = ""
+
+    def command(self) -> str:
+        family = "ipv6" if self.family == AF_INET6 else "ipv4"
+        address = f" --orig-dst {self.address}" if self.address else ""
+        line = f"conntrack -D -f {family} -p {self.name}{address} --orig-port-dst"
+        return "\n".join(f"{line} {port}" for port in self.ports)
+
+    def removal(self) -> str:
+        return self.command()
+
+    def fault(self, world: World) -> str:
+        return ""  # Flows that have begun since are not stale.
+
+
+class ZoneSource(Object):
+    """An address ("10.88.0.5/32") that is a source of firewalld's zone name, and so has the zone's rules."""
+
+    cidr: str
+
+    def command(self) -> str:
+        return f"firewall-cmd --zone={self.name} --add-source={self.cidr}"
+
+    def removal(self) -> str:
+        return f"firewall-cmd --zone={self.name} --remove-source={self.cidr}"
+
+    def fault(self, world: World) -> str:
+        has = world[self.where].has_source(self.name, self.cidr)
+        return "" if has else f"firewalld: {self.cidr} is no source of zone {self.name}"
+
+    def conflict(self, world: World) -> CniError | None:
+        if not self.fault(world):
+            return None
+        holder = world[self.where].zone_of(self.cidr)
+        return self.taken(holder) if holder else None
+
+    def taken(self, holder: str) -> CniError:
+        """Return the error when it is another zone's source."""
+        return CniError(
+            spec.INVALID_CONFIG,
+            f"firewalldZone: {self.cidr} is a source of zone {holder} and cannot be one of {self.name} too",
+            f"if nobody needs it there: {self.replace(name=holder).removal()}",
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from _blake2 import blake2s
 
-from cnikit.request import Attachment
+from cnikit.request import Attachment, Request
 
 # nft's comments hold 127 bytes and a NUL (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN), ifalias 255; one tag for both.
 LONGEST_TAG = 127
@@ -31,14 +31,24 @@ def network_tags(network: str) -> tuple[str, str]:
     return f"cni:{network}/", f"cni:{_short(network)}/"
 
 
+def kept(request: Request) -> frozenset[str]:
+    """Return the tags of the attachments that GC shall keep."""
+    valid = request.valid_attachments()
+    return frozenset(tag(request.attachment.replace(container=cid, ifname=ifname)) for cid, ifname in valid)
+
+
 def host_ends(attachment: Attachment) -> tuple[str, ...]:
     """Return the names the host end of an attachment's veth may have, the usual one first.
 
     "veth" and eight hex digits, as the reference's, which tools on the host recognise; made from the tag, so that it
     need not be searched for.
     """
-    text = tag(attachment).encode()
-    return tuple("veth" + blake2s(bytes((n,)) + text, digest_size=4).hexdigest() for n in range(_TRIES))
+    return names_of(tag(attachment))
+
+
+def names_of(owner: str) -> tuple[str, ...]:
+    """Return the same for a tag."""
+    return tuple("veth" + blake2s(bytes((n,)) + owner.encode(), digest_size=4).hexdigest() for n in range(_TRIES))
 
 
 def _short(part: str) -> str:

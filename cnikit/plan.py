@@ -17,7 +17,7 @@ from posix import strerror
 
 from cnikit import spec
 from cnikit.errors import CniError
-from cnikit.objects import CONTAINER, Change, Make, Object, Remove, Sysctl
+from cnikit.objects import CONTAINER, Change, Object, Remove, Sysctl
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from cnikit.objects import Refusal, World
 
-EEXIST = 17
+EEXIST, ECANCELED = 17, 125
 
 
 class Step(Value):
@@ -119,16 +119,27 @@ def _is_optional(what: Object) -> bool:
 
 
 def _do(steps: list[Step], world: World, added: list[Object]) -> None:
-    changes = [Remove(step.what) if isinstance(step, Del) else Make(step.what) for step in steps]
-    failed: CniError | None = None
-    for step, change, refusal in zip(steps, changes, world[steps[0].what.where].change(changes), strict=False):
+    doing = [(step, change) for step in steps for change in _changes(step, world)]
+    refusals = world[steps[0].what.where].change([change for _, change in doing])
+    failed: list[CniError] = []
+    for (step, change), refusal in zip(doing, refusals, strict=False):
         if refusal is None:
-            if isinstance(step, Add):
+            if isinstance(step, Add) and change.what == step.what:
                 added.append(step.what)
-        elif failed is None:
-            failed = refused(change, refusal)
+        elif refusal.errno != ECANCELED:
+            failed.append(_reason(change, refusal, world))
     if failed:
-        raise failed
+        raise failed[0]
+
+
+def _changes(step: Step, world: World) -> Sequence[Change]:
+    return (Remove(step.what),) if isinstance(step, Del) else step.what.changes(world)
+
+
+def _reason(change: Change, refusal: Refusal, world: World) -> CniError:
+    """Return why a change failed: what has come into its place since we looked, or the kernel's words."""
+    conflict = change.what.conflict(world) if refusal.errno == EEXIST else None
+    return conflict or refused(change, refusal)
 
 
 def undo(added: list[Object], world: World) -> list[str]:
@@ -156,7 +167,9 @@ def remove(plan: Iterable[Step], world: World) -> list[CniError]:
 def refused(change: Change, refusal: Refusal) -> CniError:
     """Return the error for a change the kernel did not make: the command line, and why."""
     command = change.what.removal() if isinstance(change, Remove) else change.what.command()
-    why = strerror(refusal.errno) + (f" ({refusal.why})" if refusal.why else "")
+    command = command.partition("\n")[0]  # What is given to a program is in the lines below.
+    words = f"{strerror(refusal.errno)} ({refusal.why})" if refusal.why else strerror(refusal.errno)
+    why = words if refusal.errno else refusal.why
     where = " in the container" if change.what.where == CONTAINER else ""
     return CniError(spec.KERNEL_REFUSED, f"{command}: {why}{where}")
 

@@ -24,6 +24,9 @@ first container of the network and shared by all. Without `ipam` the container g
 | hairpinMode | false | the port sends a frame back where it came from: a container reaches itself by a published port |
 | promiscMode | false | the bridge takes every frame; not together with hairpinMode |
 | portIsolation | false | ports that are isolated do not reach each other, only the host and what it forwards to |
+| ipMasq | false | what leaves the container for outside its subnets takes the host's address (multicast does not) |
+| ipMasqBackend | nftables | or iptables, by the reference's chains |
+| macspoofchk | false | the container can send from its own MAC address only |
 | mtu | kernel's | bytes, of the veth, and of a bridge that is created |
 | enabledad | false | IPv6 duplicate address detection, which takes up to 2 s |
 | disableContainerInterface | false | the container's end stays down; without ipam only |
@@ -31,7 +34,7 @@ first container of the network and shared by all. Without `ipam` the container g
 | dns | IPAM's | nameservers, domain, search, options for the result |
 
 The container's MAC address may be asked for: CNI_ARGS `MAC`, `args.cni.mac`, `runtimeConfig.mac` (capability `mac`),
-the last one given wins. Not served yet, and refused by name: ipMasq, macspoofchk, vlan, vlanTrunk, preserveDefaultVlan.
+the last one given wins. Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
 Result: the bridge, the veth's host end, the container's interface; addresses, routes and dns of IPAM, completed. An
 address without gateway gets, with isGateway, the first of its subnet.
@@ -46,7 +49,7 @@ gateway counts as one.
 
 from __future__ import annotations
 
-from cnikit import configure, spec
+from cnikit import configure, macspoofchk, masquerade, spec
 from cnikit.address import format_ip, is_default, network, parse_cidr, plus
 from cnikit.errors import invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
@@ -59,9 +62,10 @@ from cnikit.value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cnikit.fields import Fields
+    from cnikit.netlink.nftables import Table
     from cnikit.request import Request
 
-_LATER = ("ipMasq", "macspoofchk", "vlan", "vlanTrunk", "preserveDefaultVlan")
+_LATER = ("vlan", "vlanTrunk", "preserveDefaultVlan")
 
 
 class Conf(Value):
@@ -78,6 +82,8 @@ class Conf(Value):
     isolated: bool
     dad: bool
     down: bool
+    masquerade: bool
+    only_mac: bool
     config: Fields
 
 
@@ -103,8 +109,12 @@ def parse(request: Request) -> Conf:
         isolated=config.boolean("portIsolation"),
         dad=config.boolean("enabledad"),
         down=config.boolean("disableContainerInterface"),
+        masquerade=config.boolean("ipMasq"),
+        only_mac=config.boolean("macspoofchk"),
         config=config,
     )
+    if conf.only_mac and not conf.mac:
+        conf = conf.replace(mac=macspoofchk.mac(request))
     if conf.down and config.object("ipam").string("type"):
         raise config.invalid("ipam", "cannot be used when disableContainerInterface is true")
     if conf.hairpin and conf.promisc:
@@ -140,6 +150,8 @@ def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
         Add(Veth(HOST, ends.host_end, ends.ifname, ends.sandbox, conf.bridge, conf.mtu, conf.mac)),
         Set(Alias(HOST, ends.host_end, ends.tag)),
         Set(Port(HOST, ends.host_end, conf.hairpin, conf.isolated)),
+        *(macspoofchk.steps(ends.tag, ends.host_end, conf.mac) if conf.only_mac else ()),
+        *(masquerade.steps(ends.tag, leases.ips) if conf.masquerade else ()),
         *inside,
         *(() if conf.down else (Set(Carrier(HOST, ends.host_end)),)),
     )
@@ -173,7 +185,13 @@ def host_links(conf: Conf, ends: Ends) -> tuple[str, ...]:
     return (conf.bridge, ends.host_end)
 
 
-PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links))
+def tables(config: Fields) -> tuple[Table, ...]:
+    """Return the nftables tables an attachment is in."""
+    keys = (("ipMasq", masquerade.TABLE), ("macspoofchk", macspoofchk.TABLE))
+    return tuple(table for key, table in keys if config.raw(key))
+
+
+PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links, tables))
 
 if __name__ == "__main__":
     main(PLUGIN)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from socket import AF_INET6
+from typing import TYPE_CHECKING, Any
 
-from cnikit.address import parse_cidr
+from cnikit.address import contains, parse_cidr
+from cnikit.errors import CniError
+from cnikit.iptables import Edit, Rules
+from cnikit.netlink.nftables import Element, Table
 from cnikit.netlink.rtnetlink import (
     IF_OPER_UP,
     IFA_F_NODAD,
     IFA_F_TENTATIVE,
+    IFF_ALLMULTI,
     IFF_PROMISC,
     IFF_UP,
     BoundAddress,
@@ -20,23 +27,34 @@ from cnikit.objects import (
     HOST,
     Address,
     Alias,
+    AllMulticast,
     Bridge,
     Carrier,
     Change,
     Device,
+    Mac,
+    Mtu,
     Object,
     Port,
     Promiscuous,
+    QueueLength,
     Refusal,
     Remove,
     Route,
+    Setting,
     Settled,
+    StaleFlows,
     Sysctl,
     Up,
     Veth,
+    ZoneSource,
 )
 
-ENOENT, EEXIST, ENODEV = 2, 17, 19
+if TYPE_CHECKING:
+    from cnikit.iptables import Chains
+from tests.fake_nftables import ECANCELED, FakeNftables
+
+ENOENT, EEXIST, ENODEV, EINVAL = 2, 17, 19, 22
 
 SYSCTLS = {
     "net/ipv4/ip_forward": "0",
@@ -53,6 +71,10 @@ LINK_SYSCTLS = {
 }
 
 
+def _reaches(bound: BoundAddress, address: bytes) -> bool:
+    return contains(bound.packed, bound.length, address)
+
+
 class FakeNamespace:
     """One namespace."""
 
@@ -62,6 +84,10 @@ class FakeNamespace:
         self.bound: dict[int, list[BoundAddress]] = {}
         self.routing: list[tuple[int, KernelRoute]] = []
         self.sysctls = dict(SYSCTLS)
+        self.zones: dict[str, set[str]] = {"trusted": set(), "internal": set()}  # of firewalld
+        self.flows: set[tuple[str, str, int]] = set()  # protocol, address and port first sent to
+        self.tables: dict[tuple[int, str], Chains] = {}
+        self.nftables = FakeNftables()
 
     def link(self, name: str) -> Link | None:
         return self.present.get(name)
@@ -84,11 +110,56 @@ class FakeNamespace:
             raise FileNotFoundError(ENOENT, "No such file or directory")
         return self.sysctls[name]
 
+    def way(self, address: bytes) -> str:
+        links = [link for link in self.present.values() for a in self.bound.get(link.index, []) if _reaches(a, address)]
+        return links[0].name if links else ""
+
+    def rules(self, table: Table) -> list[tuple[str, str]]:
+        return self.nftables.rules(table)
+
+    def dropping(self, hook: str) -> list[tuple[str, str, str]]:
+        return self.nftables.dropping.get(hook, [])
+
+    def element(self, table: Table, wanted: Element) -> Element | None:
+        return self.nftables.element(table, wanted)
+
+    def elements(self, table: Table, prefix: str) -> list[Element]:
+        return self.nftables.elements(table, prefix)
+
+    def chains(self, version: int, table: str) -> Chains:
+        return self.tables.get((version, table), {})
+
+    def identity(self) -> str:
+        return f"boot/{id(self)}"
+
+    def has_source(self, zone: str, cidr: str) -> bool:
+        if zone not in self.zones:
+            raise CniError(7, f"firewalldZone: firewalld has no zone {zone!r}")
+        return cidr in self.zones[zone]
+
+    def zone_of(self, cidr: str) -> str:
+        return next((zone for zone, sources in self.zones.items() if cidr in sources), "")
+
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
+        outcomes: list[Refusal | None] = []
+        for kind, together in itertools.groupby(changes, lambda change: change.what.transaction == "nftables"):
+            outcomes += (self._transaction if kind else self._one_by_one)(list(together))
+        return outcomes
+
+    def _transaction(self, changes: Sequence[Change]) -> list[Refusal | None]:
+        self.world.log += changes
+        errnos = [self.world.failing(change) for change in changes]
+        if any(errnos):
+            return [Refusal(errno or ECANCELED, "") for errno in errnos]
+        return self.nftables.change(changes)
+
+    def _one_by_one(self, changes: Sequence[Change]) -> list[Refusal | None]:
         outcomes: list[Refusal | None] = []
         for change in changes:
             self.world.log.append(change)
-            errno = self.world.failing(change) or self._change(change)
+            others = {Rules: self._rules, StaleFlows: self._forget_flows, ZoneSource: self._bind}
+            do = others.get(type(change.what), self._change)
+            errno = self.world.failing(change) or do(change)
             optional = isinstance(change.what, Sysctl) and change.what.optional
             outcomes.append(Refusal(errno, "") if errno and not optional else None)
         return outcomes
@@ -109,12 +180,46 @@ class FakeNamespace:
             return 0
         return self._about_link(what, self.present.get(name))
 
+    def _rules(self, change: Change) -> int:
+        what = change.what
+        assert isinstance(what, Rules)
+        edit = Edit(self.chains(what.version, what.name))
+        (what.take if isinstance(change, Remove) else what.make)(edit)
+        self.tables[what.version, what.name] = edit.chains
+        return 0
+
     def add(self, link: Link) -> int:
         """Add a link."""
         if link.name in self.present:
             return EEXIST
         self.present[link.name] = link
         self.sysctls.update({name.format(link.name): value for name, value in LINK_SYSCTLS.items()})
+        return 0
+
+    def _bind(self, change: Change) -> int:
+        what, removal = change.what, isinstance(change, Remove)
+        assert isinstance(what, ZoneSource)
+        if what.name not in self.zones:
+            return 0 if removal else EINVAL
+        if removal:
+            self.zones[what.name].discard(what.cidr)
+        elif self.zone_of(what.cidr) not in ("", what.name):
+            return EEXIST
+        else:
+            self.zones[what.name].add(what.cidr)
+        return 0
+
+    def _forget_flows(self, change: Change) -> int:
+        what = change.what
+        assert isinstance(what, StaleFlows)
+        self.flows = {
+            (protocol, address, port)
+            for protocol, address, port in self.flows
+            if protocol != what.name
+            or port not in what.ports
+            or (":" in address) != (what.family == AF_INET6)
+            or what.address not in ("", address)
+        }
         return 0
 
     def _veth(self, what: Veth) -> int:
@@ -136,9 +241,10 @@ class FakeNamespace:
     def _about_link(self, what: Object, link: Link | None) -> int:
         if link is None:
             return ENODEV
-        flags = {Up: IFF_UP, Promiscuous: IFF_PROMISC}.get(type(what), 0)
-        if flags:
-            self._set(link.replace(flags=link.flags | flags))
+        if isinstance(what, Up):
+            self._set(link.replace(flags=link.flags | IFF_UP))
+        elif isinstance(what, Setting):
+            self._setting(what, what.value, link)
         elif isinstance(what, Alias):
             self._set(link.replace(alias=what.alias))
         elif isinstance(what, Port):
@@ -164,6 +270,14 @@ class FakeNamespace:
                     namespace.present[other.name] = other.replace(operstate=state)
                     self.present[link.name] = link.replace(operstate=state)
 
+    def _setting(self, what: Setting, value: Any, link: Link) -> None:
+        flag = {Promiscuous: IFF_PROMISC, AllMulticast: IFF_ALLMULTI}.get(type(what), 0)
+        if flag:
+            self._set(link.replace(flags=link.flags | flag if value else link.flags & ~flag))
+        else:
+            field = {Mac: "mac", Mtu: "mtu", QueueLength: "txqlen"}[type(what)]
+            self._set(link.replace(**{field: value}))
+
     def _address(self, what: Address, link: Link) -> int:
         packed, length = parse_cidr(what.cidr)
         bound = self.bound.setdefault(link.index, [])
@@ -180,6 +294,8 @@ class FakeNamespace:
         return 0
 
     def _remove(self, what: Object) -> int:
+        if isinstance(what, Sysctl) and what.before is not None and what.name in self.sysctls:
+            self.sysctls[what.name] = what.before
         link = self.present.get(getattr(what, "name", ""))
         if link is None:
             return 0
@@ -189,6 +305,8 @@ class FakeNamespace:
             self.bound[link.index] = kept
         elif isinstance(what, Up):
             self._set(link.replace(flags=link.flags & ~IFF_UP))
+        elif isinstance(what, Setting):
+            self._setting(what, what.before, link)
         else:
             assert isinstance(what, Veth | Device)
             self.world.delete(link)

@@ -20,7 +20,7 @@ import pytest
 from PyInstaller.archive.readers import CArchiveReader
 
 from cnikit import __version__
-from tests.conftest import BUILT, PROJECT
+from tests.conftest import BUILT, PROJECT, private
 
 PLUGINS = {
     path.stem.replace("_", "-"): f"cnikit.{folder}.{path.stem}"
@@ -455,6 +455,20 @@ def test_what_is_missing_is_installed_and_the_lists_fetched_only_if_needed(tmp_p
         done = build_sh(MISSING, f"{tmp_path}:/usr/bin:/bin", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (0, "installing nftables\ngoes on\n")
         assert (tmp_path / "log").read_text().splitlines() == expected
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user installs nothing")
+def test_services_of_what_is_installed_do_not_start(tmp_path: Path) -> None:
+    assert private()
+    fake = tmp_path / "apt-get"
+    fake.write_text(f"#!/bin/sh\necho $1 /run/systemd/* >{tmp_path}/log\n")
+    fake.chmod(0o755)
+    # Packages start their services where this is.
+    Path("/run/systemd/system").mkdir(parents=True)
+    done = build_sh(f"{MISSING}; ls /run/systemd", f"{tmp_path}:/usr/bin:/bin", cwd=tmp_path)
+    shutil.rmtree("/run/systemd")
+    assert (done.returncode, done.stdout) == (0, "installing nftables\ngoes on\nsystem\n")
+    assert (tmp_path / "log").read_text() == "install /run/systemd/*\n"
 
 
 def test_a_word_it_does_not_know_gets_the_usage(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cnikit import request
-from cnikit.effects import delegate
+from cnikit.effects import delegate, process
 from cnikit.errors import CniError
 from cnikit.request import Request
 from cnikit.result import IP, Result
@@ -70,7 +70,7 @@ def test_a_stderr_nobody_reads_is_no_reason_to_fail(tmp_path: Path, monkeypatch:
         raise BrokenPipeError(fd, data)
 
     given = asked(str(tmp_path), {"type": "fake"})
-    monkeypatch.setattr(delegate, "_fill", lambda *_: None)
+    monkeypatch.setattr(process, "_fill", lambda *_: None)
     monkeypatch.setattr(posix, "write", broken)
     assert delegate.serve(given, "DEL") is None
 
@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_executed(tmp_path: Path) -> None:
 def test_a_file_that_is_just_being_written_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path, "fake", "true")
     with (tmp_path / "fake").open("r+b") as writing:
-        monkeypatch.setattr(delegate, "sleep", lambda _: writing.close())
+        monkeypatch.setattr(process, "sleep", lambda _: writing.close())
         assert delegate.serve(asked(str(tmp_path), {"type": "fake"}), "DEL") is None
     assert writing.closed
 

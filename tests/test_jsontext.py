@@ -189,3 +189,23 @@ def test_says_what_is_wrong_and_where(data: bytes, message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
         jsontext.decode(data)
     assert str(caught.value) == message
+
+
+REPEATED = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner) | st.lists(st.tuples(st.sampled_from("aAb"), inner)).map(tuple),
+    max_leaves=20,
+)
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "{" + ",".join(f"{json.dumps(key)}: {_text_of(item)}" for key, item in value) + "}"
+    return f"[{','.join(map(_text_of, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+@given(REPEATED)
+def test_pairs_keep_keys_that_are_repeated(value: Any) -> None:
+    data = f" {_text_of(value)}\n".encode()
+    assert jsontext.pairs(data) == value
+    assert jsontext.decode(data) == json.loads(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from socket import AF_INET
 
@@ -11,22 +11,27 @@ import pytest
 from cnikit.address import parse_cidr, parse_ip
 from cnikit.effects import netns
 from cnikit.effects.kernel import World
-from cnikit.netlink.rtnetlink import IF_OPER_UP, IFA_F_NODAD, IFA_F_TENTATIVE, IFF_PROMISC, IFF_UP
+from cnikit.netlink.rtnetlink import IF_OPER_UP, IFA_F_NODAD, IFA_F_TENTATIVE, IFF_ALLMULTI, IFF_PROMISC, IFF_UP
 from cnikit.objects import (
     CONTAINER,
     HOST,
     Address,
     Alias,
+    AllMulticast,
     Bridge,
     Carrier,
     Change,
     Device,
+    Mac,
     Make,
+    Mtu,
     Object,
     Port,
     Promiscuous,
+    QueueLength,
     Remove,
     Route,
+    Setting,
     Settled,
     Sysctl,
     Up,
@@ -92,6 +97,49 @@ def test_flags(world: EITHER) -> None:
     bridge = world[HOST].link("br1")
     assert bridge is not None
     assert bridge.flags & IFF_UP == 0
+
+
+SETTINGS = [
+    pytest.param(Mac(CONTAINER, "eth0", "02:00:00:00:00:88", "02:00:00:00:00:77"), id="mac"),
+    pytest.param(Mtu(CONTAINER, "eth0", 1300, 1400), id="mtu"),
+    pytest.param(QueueLength(CONTAINER, "eth0", 0, 500), id="txqlen"),
+    pytest.param(Promiscuous(CONTAINER, "eth0", True, False), id="promisc-on"),
+    pytest.param(Promiscuous(CONTAINER, "eth0", False, True), id="promisc-off"),
+    pytest.param(AllMulticast(CONTAINER, "eth0", True, False), id="allmulti-on"),
+    pytest.param(AllMulticast(CONTAINER, "eth0", False, True), id="allmulti-off"),
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_is_made_and_its_removal_puts_the_former_value_back(world: EITHER, setting: Setting) -> None:
+    attach(world)
+    former = setting.replace(value=setting.before)
+    assert make(world, former) == [0]
+    assert [setting.fault(world) == "", former.fault(world)] == [False, ""]
+    before = world[CONTAINER].link("eth0")
+    assert make(world, setting) == [0]
+    assert [setting.fault(world), former.fault(world) == ""] == ["", False]
+    assert take(world, setting) == [0]
+    assert world[CONTAINER].link("eth0") == before
+    nothing = setting.replace(name="nothing")
+    assert nothing.fault(world) == "nothing is gone"
+    assert make(world, nothing) == [ENODEV]
+    assert take(world, nothing) == [0], "already gone is done"
+
+
+def test_one_flag_leaves_the_others_alone(world: EITHER) -> None:
+    attach(world)
+    flags = IFF_UP | IFF_PROMISC | IFF_ALLMULTI
+    both = Promiscuous(CONTAINER, "eth0"), AllMulticast(CONTAINER, "eth0", True)
+    assert make(world, Up(CONTAINER, "eth0"), *both) == [0, 0, 0]
+    for setting, left in (
+        (Promiscuous(CONTAINER, "eth0", False), IFF_UP | IFF_ALLMULTI),
+        (AllMulticast(CONTAINER, "eth0", False), IFF_UP),
+    ):
+        assert make(world, setting) == [0]
+        link = world[CONTAINER].link("eth0")
+        assert link is not None
+        assert link.flags & flags == left
 
 
 def test_veth_has_an_end_in_each_namespace(world: EITHER) -> None:
@@ -206,6 +254,55 @@ def test_sysctl(world: EITHER) -> None:
     assert make(world, missing.replace(optional=True)) == [0]
     with pytest.raises(FileNotFoundError):
         world[CONTAINER].sysctl(missing.name)
+
+
+def test_a_sysctl_is_put_back(world: EITHER) -> None:
+    attach(world)
+    notify = Sysctl(CONTAINER, "net/ipv4/conf/eth0/arp_notify", "1", before="0")
+    assert make(world, notify) == [0]
+    assert take(world, notify) == [0]
+    assert world[CONTAINER].sysctl(notify.name) == "0"
+    missing = notify.replace(name="net/ipv4/conf/nothing/arp_notify")
+    assert take(world, missing) == [0], "already gone is done"
+    assert make(world, notify) == [0]
+    assert take(world, notify.replace(before=None)) == [0]
+    assert world[CONTAINER].sysctl(notify.name) == "1", "nothing is known to put back"
+
+
+def test_a_namespace_has_one_identity(world: EITHER) -> None:
+    assert world[CONTAINER].identity() == world[CONTAINER].identity()
+    assert world[CONTAINER].identity() != world[HOST].identity()
+
+
+def test_the_identity_of_a_namespace_is_not_used_again(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    seen = set()
+    for _ in range(3):
+        path = new_container()
+        with World(netns.open_netns(path)) as world:
+            seen.add(world[CONTAINER].identity())
+        sh(f"ip netns del {Path(path).name}")
+    assert len(seen) == 3
+
+
+def test_a_sysctl_can_be_emptied(host: str) -> None:
+    assert host
+    ports = Sysctl(HOST, "net/ipv4/ip_local_reserved_ports", "8080,9148", before="")
+    with World() as world:
+        assert make(world, ports) == [0]
+        assert world[HOST].sysctl(ports.name) == "8080,9148"
+        assert take(world, ports) == [0]
+        assert world[HOST].sysctl(ports.name) == ""
+
+
+def test_a_sysctls_numbers_may_be_separated_by_blanks(host: str) -> None:
+    assert host
+    memory = Sysctl(HOST, "net/ipv4/tcp_rmem", "4096 100000 200000")
+    with World() as world:
+        assert make(world, memory) == [0]
+        assert world[HOST].sysctl(memory.name) == "4096\t100000\t200000"
+        assert memory.fault(world) == ""
+        assert memory.replace(value="4096 100000 200001").fault(world).endswith(", not 4096 100000 200001")
 
 
 @pytest.mark.parametrize(

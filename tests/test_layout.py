@@ -25,6 +25,7 @@ EFFECTFUL = (
     "cnikit.effects",
     "cnikit.main",
     "cnikit.flow",
+    "cnikit.chained",
     "cnikit.execution",
     "cnikit.networks",
     "cnikit.attachments",

@@ -159,12 +159,31 @@ SAID: dict[str, tuple[Message, Any, str, set[str], dict[str, Any], list[tuple[st
         rtnetlink.set_alias("veth1", "cni:n/c/eth0"), ifinfmsg, "RTM_NEWLINK", ACK, {},
         [("IFLA_IFNAME", "veth1"), ("IFLA_IFALIAS", "cni:n/c/eth0")],
     ),
+    "set_mac": (
+        rtnetlink.set_mac("eth0", MAC), ifinfmsg, "RTM_NEWLINK", ACK, {}, [("IFLA_IFNAME", "eth0"), MAC_READ],
+    ),
+    "set_mtu": (
+        rtnetlink.set_mtu("eth0", 1400), ifinfmsg, "RTM_NEWLINK", ACK, {},
+        [("IFLA_IFNAME", "eth0"), ("IFLA_MTU", 1400)],
+    ),
+    "set_txqlen": (
+        rtnetlink.set_txqlen("eth0", 0), ifinfmsg, "RTM_NEWLINK", ACK, {},
+        [("IFLA_IFNAME", "eth0"), ("IFLA_TXQLEN", 0)],
+    ),
     "set_port": (
         rtnetlink.set_port("veth1", hairpin=True, isolated=False), ifinfmsg, "RTM_NEWLINK", ACK, {},
         [("IFLA_IFNAME", "veth1"),
          ("IFLA_LINKINFO", [
              ("IFLA_INFO_SLAVE_KIND", "bridge"),
              ("IFLA_INFO_SLAVE_DATA", [("IFLA_BRPORT_MODE", 1), ("IFLA_BRPORT_ISOLATED", 0)]),
+         ])],
+    ),
+    "set_isolated": (
+        rtnetlink.set_isolated("veth1", isolated=True), ifinfmsg, "RTM_NEWLINK", ACK, {},
+        [("IFLA_IFNAME", "veth1"),
+         ("IFLA_LINKINFO", [
+             ("IFLA_INFO_SLAVE_KIND", "bridge"),
+             ("IFLA_INFO_SLAVE_DATA", [("IFLA_BRPORT_ISOLATED", 1)]),
          ])],
     ),
     "set_port, the other way": (
@@ -215,6 +234,10 @@ SAID: dict[str, tuple[Message, Any, str, set[str], dict[str, Any], list[tuple[st
         ACK | {"NLM_F_CREATE"}, {"family": AF_INET, "dst_len": 16, **BOOT_UNICAST},
         [("RTA_DST", "10.2.0.0"), ("RTA_GATEWAY", "10.1.0.1"), ("RTA_TABLE", 256), ("RTA_OIF", 3),
          ("RTA_METRICS", [("RTAX_ADVMSS", 1360)])],
+    ),
+    "get_route": (
+        rtnetlink.get_route(b"\x0a\x01\0\1"), rtmsg, "RTM_GETROUTE", ACK,
+        {"family": AF_INET, "dst_len": 32}, [("RTA_DST", "10.1.0.1")],
     ),
     "dump_routes": (
         rtnetlink.dump_routes(AF_INET6), rtmsg, "RTM_GETROUTE", DUMP,
@@ -294,6 +317,7 @@ FULL_LINK = (
     [
         ("IFLA_IFNAME", "veth12345678"),
         ("IFLA_MTU", 9000),
+        ("IFLA_TXQLEN", 500),
         ("IFLA_LINK", 4),
         ("IFLA_MASTER", 3),
         ("IFLA_OPERSTATE", "UP"),
@@ -332,6 +356,7 @@ def test_reads_a_link_of_pyroute2() -> None:
         peer_elsewhere=True,
         hairpin=True,
         isolated=True,
+        txqlen=500,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import posix
 import sys
-from time import sleep
 
 from cnikit import jsontext, result, spec
 from cnikit.errors import CniError, invalid_config, invalid_environment
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from cnikit.plugin import Plugin
     from cnikit.request import Request
 
-ETXTBSY = 26
-_BUSY_TRIES = 5
-_BUSY_PAUSE = 0.2  # seconds
 _MANIFEST = "executables"
 
 
@@ -130,6 +126,16 @@ def execute(path: str, kind: str, request: Request) -> result.Result | None:
         raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {kind} gave a result that is none: {e.msg}", said) from None
 
 
+def _run(path: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes, bytes]:
+    # Only for a plugin that is not ours.
+    from cnikit.effects import process
+
+    try:
+        return process.run(path, [path], environ, stdin)
+    except OSError as e:
+        raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {path} cannot be run: {e.strerror}") from None
+
+
 def _failure(kind: str, status: int, out: bytes, said: str) -> CniError:
     given = _document(out)
     code, msg, details = (given.raw(key) if given else None for key in ("code", "msg", "details"))
@@ -145,45 +151,3 @@ def _document(out: bytes) -> Fields | None:
     except ValueError:
         return None
     return Fields(value) if isinstance(value, dict) else None
-
-
-def _run(path: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes, bytes]:
-    """Run an executable; return exit status (negative: the signal), stdout and stderr.
-
-    All three streams are memory files: nothing can deadlock, and a process the plugin leaves behind holds nobody up.
-    """
-    streams: list[int] = []
-    try:
-        # One after the other, so that those there are can be closed when the next cannot be made.
-        streams.extend(posix.memfd_create(name, posix.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr"))
-        _fill(streams[0], stdin)
-        actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
-        pid = _spawn(path, environ, actions)
-        _, status = posix.waitpid(pid, 0)
-        return posix.waitstatus_to_exitcode(status), _content(streams[1]), _content(streams[2])
-    finally:
-        for fd in streams:
-            posix.close(fd)
-
-
-def _spawn(path: str, environ: dict[str, str], actions: list[tuple[int, int, int]]) -> int:
-    for attempt in range(_BUSY_TRIES):
-        try:
-            return posix.posix_spawn(path, [path], environ, file_actions=actions)
-        except OSError as e:
-            # Somebody is just writing it: an installation under running calls.
-            if e.errno != ETXTBSY or attempt == _BUSY_TRIES - 1:
-                raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {path} cannot be run: {e.strerror}") from None
-        sleep(_BUSY_PAUSE)
-    raise AssertionError("the last try returns or raises")
-
-
-def _fill(fd: int, data: bytes) -> None:
-    written = 0
-    while written < len(data):
-        written += posix.write(fd, data[written:])
-    posix.lseek(fd, 0, 0)
-
-
-def _content(fd: int) -> bytes:
-    return posix.pread(fd, posix.fstat(fd).st_size, 0)

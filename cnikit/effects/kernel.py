@@ -12,7 +12,7 @@ from time import monotonic, sleep
 from cnikit import spec
 from cnikit.address import parse_cidr, parse_mac
 from cnikit.effects import netns, sysctl
-from cnikit.effects.netlink import Socket, refused
+from cnikit.effects.netlink import NetlinkError, Socket
 from cnikit.errors import CniError
 from cnikit.netlink import rtnetlink
 from cnikit.objects import (
@@ -20,18 +20,26 @@ from cnikit.objects import (
     HOST,
     Address,
     Alias,
+    AllMulticast,
     Bridge,
     Carrier,
     Device,
+    Isolated,
+    Mac,
+    Mtu,
     Port,
     Promiscuous,
+    QueueLength,
     Refusal,
     Remove,
     Route,
+    Setting,
     Settled,
+    StaleFlows,
     Sysctl,
     Up,
     Veth,
+    ZoneSource,
 )
 
 TYPE_CHECKING = False
@@ -39,7 +47,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from cnikit.effects.conntrack import Conntrack
+    from cnikit.effects.iptables import Iptables
+    from cnikit.effects.nftables import Nftables
+    from cnikit.iptables import Chains
     from cnikit.netlink.codec import Message
+    from cnikit.netlink.nftables import Element, Table
     from cnikit.netlink.rtnetlink import BoundAddress, KernelRoute, Link
     from cnikit.objects import Change, Object
     from cnikit.request import Request
@@ -61,6 +74,9 @@ class Kernel:
         self._container = container
         with netns.Inside(fd):
             self._socket = Socket()
+        self._nftables: Nftables | None = None
+        self._iptables: Iptables | None = None
+        self._conntrack: Conntrack | None = None
         self._links: dict[str, Link] = {}
         self._addresses: dict[str, list[BoundAddress]] = {}
 
@@ -70,8 +86,11 @@ class Kernel:
         self._addresses.pop(name, None)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._socket.close()
+        for socket in (self._nftables, self._conntrack):
+            if socket is not None:
+                socket.close()
 
     def link(self, name: str) -> Link | None:
         """Return the link of that name."""
@@ -92,7 +111,7 @@ class Kernel:
         if answer.errno == ENODEV:
             return None
         if answer.errno:
-            raise refused(answer.errno, answer.why)
+            raise NetlinkError(answer.errno, answer.why)
         return rtnetlink.link(answer.bodies[0])
 
     def links(self) -> list[Link]:
@@ -114,13 +133,93 @@ class Kernel:
         bodies = self._socket.dump(rtnetlink.dump_routes(af))
         return [route for body in bodies for route in rtnetlink.kernel_routes(body)]
 
+    def way(self, address: bytes) -> str:
+        """Return the name of the link by which an address is reached, "" when there is no route."""
+        answer = self._socket.exchange([rtnetlink.get_route(address)])[0]
+        routes = rtnetlink.kernel_routes(answer.bodies[0]) if answer.bodies else ()
+        link = self.link_at(routes[0].oif) if routes else None
+        return link.name if link else ""
+
     def sysctl(self, name: str) -> str:
         """Return a sysctl's value. Raises OSError."""
         with netns.Inside(self._fd):
             return sysctl.read(name)
 
+    def identity(self) -> str:
+        """Return what only this namespace is called, even after it is gone; "" before Linux 5.14, which has no such."""
+        try:
+            return f"{sysctl.read('kernel/random/boot_id')}/{self._socket.namespace()}"
+        except OSError:
+            return ""
+
+    def nftables(self) -> Nftables:
+        """Return the namespace's nftables ruleset."""
+        if self._nftables is None:
+            from cnikit.effects.nftables import Nftables
+
+            with netns.Inside(self._fd):
+                self._nftables = Nftables()
+        return self._nftables
+
+    def rules(self, table: Table) -> list[tuple[str, str]]:
+        """Return chain and comment of the rules of a table."""
+        return self.nftables().rules(table)
+
+    def dropping(self, hook: str) -> list[tuple[str, str, str]]:
+        """Return family, table and name of the nftables chains on a hook that drop what they do not accept."""
+        return self.nftables().dropping(hook)
+
+    def element(self, table: Table, wanted: Element) -> Element | None:
+        """Return what is in a set under an element's key."""
+        return self.nftables().element(table, wanted)
+
+    def elements(self, table: Table, prefix: str) -> list[Element]:
+        """Return the elements of a table's sets whose comment begins so."""
+        return self.nftables().elements(table, prefix)
+
+    def iptables(self) -> Iptables:
+        """Return the namespace's iptables rules."""
+        if self._iptables is None:
+            from cnikit.effects.iptables import Iptables
+
+            self._iptables = Iptables(self._fd)
+        return self._iptables
+
+    def chains(self, version: int, table: str) -> Chains:
+        """Return the rules of each chain of an iptables table."""
+        return self.iptables().chains(version, table)
+
+    def has_source(self, zone: str, cidr: str) -> bool:
+        """Tell whether an address is a source of a zone of firewalld's. Raises CniError when there is no such."""
+        from cnikit.effects import firewalld
+
+        return firewalld.has_source(zone, cidr)
+
+    def zone_of(self, cidr: str) -> str:
+        """Return the zone an address is a source of, "" when it is none's."""
+        from cnikit.effects import firewalld
+
+        return firewalld.zone_of(cidr)
+
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
-        """Do these in order, netlink messages that stand together in one sendmsg. See objects.Namespace."""
+        """Do these in order, those of nftables, or of iptables, that stand together as one. See objects.Namespace."""
+        outcomes: list[Refusal | None] = []
+        start = 0
+        while start < len(changes) and not any(outcomes):
+            kind, end = changes[start].what.transaction, start + 1
+            while end < len(changes) and changes[end].what.transaction == kind:
+                end += 1
+            outcomes += self._maker(kind)(changes[start:end])
+            start = end
+        return outcomes
+
+    def _maker(self, transaction: str) -> Callable[[Sequence[Change]], list[Refusal | None]]:
+        if transaction == "nftables":
+            return self.nftables().change
+        return self.iptables().change if transaction == "iptables" else self._change
+
+    def _change(self, changes: Sequence[Change]) -> list[Refusal | None]:
+        """Do these in order, netlink messages that stand together in one sendmsg."""
         outcomes: list[Refusal | None] = []
         waiting: list[tuple[Change, Message]] = []
         for change in changes:
@@ -159,20 +258,55 @@ class Kernel:
         """Do what is no message."""
         what = change.what
         if isinstance(what, Sysctl):
-            return self._write(what)
+            return self._write(what, change)
         if isinstance(what, Carrier):
             return self._wait(what, CARRIER_PATIENCE)
         if isinstance(what, Settled):
             return self._wait(what, DAD_PATIENCE)
+        if isinstance(what, StaleFlows):
+            self._forget_flows(what)
+            return None
+        if isinstance(what, ZoneSource):
+            return self._bind(what, change)
         return None if isinstance(change, Remove) else Refusal(ENODEV, "")
 
-    def _write(self, what: Sysctl) -> Refusal | None:
+    def _write(self, what: Sysctl, change: Change) -> Refusal | None:
+        value = what.before if isinstance(change, Remove) else what.value
+        if value is None:
+            return None
         try:
             with netns.Inside(self._fd):
-                sysctl.write(what.name, what.value)
+                sysctl.write(what.name, value)
         except OSError as e:
-            return None if what.optional else Refusal(e.errno or 0, e.strerror or "")
+            errno = e.errno or 0
+            return None if what.optional or _forgiven(change, errno) else Refusal(errno, "")
         return None
+
+    def _bind(self, what: ZoneSource, change: Change) -> Refusal | None:
+        from cnikit.effects import firewalld
+
+        do = firewalld.remove_source if isinstance(change, Remove) else firewalld.add_source
+        try:
+            do(what.name, what.cidr)
+        except firewalld.FirewalldError as e:
+            return Refusal(e.errno, e.msg)
+        return None
+
+    def _forget_flows(self, what: StaleFlows) -> None:
+        try:
+            entries = int(self.sysctl("net/netfilter/nf_conntrack_count"))
+            if entries:
+                self._tracking().forget(what, entries)
+        except (CniError, OSError):
+            pass  # See StaleFlows. Where nothing is tracked there is not even the sysctl.
+
+    def _tracking(self) -> Conntrack:
+        if self._conntrack is None:
+            from cnikit.effects.conntrack import Conntrack
+
+            with netns.Inside(self._fd):
+                self._conntrack = Conntrack()
+        return self._conntrack
 
     def _wait(self, what: Carrier | Settled, patience: float) -> Refusal | None:
         deadline, pause = monotonic() + patience, 0.0005
@@ -239,21 +373,41 @@ def _remove_address(kernel: Kernel, what: Address) -> Message | None:
     return rtnetlink.del_address(index, *parse_cidr(what.cidr)) if index else None
 
 
+# A link's former MAC address may be one that parse_mac() would not take.
+_SET: dict[type[Setting], Callable[[str, Any], Message]] = {
+    Mac: lambda name, mac: rtnetlink.set_mac(name, bytes.fromhex(mac.replace(":", ""))),
+    Mtu: rtnetlink.set_mtu,
+    QueueLength: rtnetlink.set_txqlen,
+    Isolated: rtnetlink.set_isolated,
+    Promiscuous: lambda name, on: rtnetlink.set_flags(name, on * rtnetlink.IFF_PROMISC, rtnetlink.IFF_PROMISC),
+    AllMulticast: lambda name, on: rtnetlink.set_flags(name, on * rtnetlink.IFF_ALLMULTI, rtnetlink.IFF_ALLMULTI),
+}
+
+
+def _make_setting(_: Kernel, what: Setting) -> Message:
+    return _SET[type(what)](what.name, what.value)
+
+
+def _remove_setting(_: Kernel, what: Setting) -> Message:
+    return _SET[type(what)](what.name, what.before)
+
+
 _MAKE: dict[type[Object], Callable[[Kernel, Any], Message | None]] = {
     Bridge: _make_bridge,
     Veth: _make_veth,
     Alias: lambda _, what: rtnetlink.set_alias(what.name, what.alias),
     Port: lambda _, what: rtnetlink.set_port(what.name, what.hairpin, what.isolated),
     Up: lambda _, what: rtnetlink.set_flags(what.name, rtnetlink.IFF_UP, rtnetlink.IFF_UP),
-    Promiscuous: lambda _, what: rtnetlink.set_flags(what.name, rtnetlink.IFF_PROMISC, rtnetlink.IFF_PROMISC),
     Address: _make_address,
     Route: _make_route,
+    **dict.fromkeys(_SET, _make_setting),
 }
 _REMOVE: dict[type[Object], Callable[[Kernel, Any], Message | None]] = {
     Veth: _remove_link,
     Device: _remove_link,
     Up: lambda _, what: rtnetlink.set_flags(what.name, 0, rtnetlink.IFF_UP),
     Address: _remove_address,
+    **dict.fromkeys(_SET, _remove_setting),
 }
 
 

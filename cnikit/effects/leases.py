@@ -118,7 +118,7 @@ class Store:
         except FileNotFoundError:
             if not self._create:
                 return -1
-        _make_folder(self.folder)
+        make_folder(self.folder)
         return posix.open(path, flags, 0o750)
 
     def _fault(self, e: OSError) -> CniError:
@@ -323,11 +323,12 @@ def _without_tmpfile(folder: str, e: OSError) -> str:
     return f"{folder}: {e.strerror}"
 
 
-def _make_folder(path: str) -> None:
+def make_folder(path: str) -> None:
+    """Make a folder and those above it, where they are missing. Raises OSError."""
     try:
         _make_one_folder(path)
     except FileNotFoundError:
-        _make_folder(path.rpartition("/")[0])
+        make_folder(path.rpartition("/")[0])
         _make_one_folder(path)
 
 

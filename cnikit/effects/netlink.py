@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
 from posix import strerror
+from sys import byteorder
 
 from cnikit import spec
 from cnikit.errors import CniError
-from cnikit.netlink.codec import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Message, error, frame, replies
+from cnikit.netlink.codec import NLM_F_ACK, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Message, error, frame, replies
 from cnikit.value import Value
 
 NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+SO_SNDBUFFORCE, SO_NETNS_COOKIE = 32, 71
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 
@@ -19,6 +22,8 @@ NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 _BUFFER = 1 << 14
 _DUMP_TRIES = 10
 _TOGETHER = 64
+# A socket's usual room for sending (net.core.wmem_default), less what the kernel keeps of it for itself.
+_ROOM = 200 << 10
 
 
 class Answer(Value):
@@ -27,6 +32,14 @@ class Answer(Value):
     errno: int
     why: str
     bodies: list[bytes]
+
+
+class NetlinkError(CniError):
+    """A request the kernel did not serve (code 100): its own words, or those of the errno."""
+
+    def __init__(self, errno: int, why: str) -> None:
+        super().__init__(spec.KERNEL_REFUSED, f"netlink: {why or strerror(errno)}")
+        self.errno = errno
 
 
 class Socket:
@@ -38,6 +51,10 @@ class Socket:
             self._socket.setsockopt(SOL_NETLINK, option, 1)
         self._sequence = 0
         self._buffer = bytearray(_BUFFER)
+
+    def namespace(self) -> int:
+        """Return the number no other network namespace has until the next boot. Raises OSError before Linux 5.14."""
+        return int.from_bytes(self._socket.getsockopt(SOL_SOCKET, SO_NETNS_COOKIE, 8), byteorder)
 
     def exchange(self, messages: list[Message]) -> list[Answer]:
         """Send requests together, each with NLM_F_ACK; return their answers in order. Raises CniError (100).
@@ -67,6 +84,31 @@ class Socket:
                     bodies[i].append(reply.body)
         return [answers[i] for i in range(len(messages))]
 
+    def batch(self, begin: Message, messages: list[Message], end: Message) -> dict[int, int]:
+        """Send a transaction; return the errnos of what failed, by place; -1 is the transaction itself.
+
+        The kernel says what failed, and answers the last message in any case. Raises CniError (100).
+        """
+        first = self._sequence + 1
+        self._sequence += len(messages) + 2
+        last = len(messages) - 1
+        sent = [begin, *messages[:-1], messages[-1].replace(flags=messages[-1].flags | NLM_F_ACK), end]
+        data = b"".join(frame(message, first + i) for i, message in enumerate(sent))
+        if len(data) > _ROOM:
+            self._socket.setsockopt(SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(data))
+        self._send(data)
+        failed: dict[int, int] = {}
+        while True:
+            for reply in replies(self._receive()):
+                i = reply.sequence - first - 1
+                if i < -1 or reply.type != NLMSG_ERROR:
+                    continue
+                errno, _ = error(reply)
+                if errno:
+                    failed[i] = errno
+                if i in (-1, last):
+                    return failed
+
     def dump(self, message: Message) -> list[bytes]:
         """Return the bodies of all messages of a dump, taken again when the kernel's tables changed under it.
 
@@ -91,7 +133,7 @@ class Socket:
                 if reply.type in (NLMSG_DONE, NLMSG_ERROR):
                     errno, why = error(reply)
                     if errno:
-                        raise refused(errno, why)
+                        raise NetlinkError(errno, why)
                     return bodies, interrupted
                 bodies.append(reply.body)
 
@@ -99,19 +141,14 @@ class Socket:
         try:
             self._socket.send(data)
         except OSError as e:
-            raise refused(e.errno or 0, "") from e
+            raise NetlinkError(e.errno or 0, "") from e
 
     def _receive(self) -> bytes:
         try:
             return bytes(self._buffer[: self._socket.recv_into(self._buffer)])
         except OSError as e:
-            raise refused(e.errno or 0, "") from e
+            raise NetlinkError(e.errno or 0, "") from e
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
-
-
-def refused(errno: int, why: str) -> CniError:
-    """Return the error (100) for a request the kernel did not serve: its own words, or those of the errno."""
-    return CniError(spec.KERNEL_REFUSED, f"netlink: {why or strerror(errno)}")

@@ -37,12 +37,12 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_EXT_MASK = 16, 18, 20, 28, 29
+IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_EXT_MASK = 13, 16, 18, 20, 28, 29
 IFLA_LINK_NETNSID = 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 VETH_INFO_PEER = 1
-IFF_UP, IFF_PROMISC = 0x1, 0x100
+IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200
 IF_OPER_UP = 6
 RTEXT_FILTER_SKIP_STATS = 8
 
@@ -78,6 +78,7 @@ class Link(Value):
     peer_elsewhere: bool = False
     hairpin: bool = False
     isolated: bool = False
+    txqlen: int = 0  # packets
 
 
 class BoundAddress(Value):
@@ -142,10 +143,34 @@ def set_alias(name: str, alias: str) -> Message:
     return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + string(IFLA_IFALIAS, alias))
 
 
+def set_mac(name: str, mac: bytes) -> Message:
+    """Give a link its MAC address."""
+    return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, mac))
+
+
+def set_mtu(name: str, mtu: int) -> Message:
+    """Set a link's MTU (bytes)."""
+    return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu))
+
+
+def set_txqlen(name: str, length: int) -> Message:
+    """Set the length of a link's transmit queue (packets)."""
+    return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + u32(IFLA_TXQLEN, length))
+
+
 def set_port(name: str, hairpin: bool, isolated: bool) -> Message:
     """Set a bridge port's flags."""
-    flags = nested(IFLA_INFO_SLAVE_DATA, u8(IFLA_BRPORT_MODE, hairpin), u8(IFLA_BRPORT_ISOLATED, isolated))
-    info = nested(IFLA_LINKINFO, string(IFLA_INFO_SLAVE_KIND, "bridge"), flags)
+    return _set_port(name, u8(IFLA_BRPORT_MODE, hairpin), u8(IFLA_BRPORT_ISOLATED, isolated))
+
+
+def set_isolated(name: str, isolated: bool) -> Message:
+    """Set one of them."""
+    return _set_port(name, u8(IFLA_BRPORT_ISOLATED, isolated))
+
+
+def _set_port(name: str, *flags: bytes) -> Message:
+    data = nested(IFLA_INFO_SLAVE_DATA, *flags)
+    info = nested(IFLA_LINKINFO, string(IFLA_INFO_SLAVE_KIND, "bridge"), data)
     return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + info)
 
 
@@ -174,6 +199,7 @@ def link(body: bytes) -> Link:
         peer_elsewhere=IFLA_LINK_NETNSID in got,
         hairpin=bool(number(port.get(IFLA_BRPORT_MODE, b""))),
         isolated=bool(number(port.get(IFLA_BRPORT_ISOLATED, b""))),
+        txqlen=number(got.get(IFLA_TXQLEN, b"")),
     )
 
 
@@ -217,6 +243,12 @@ def new_route(route: KernelRoute, af: int, mtu: int = 0, advmss: int = 0) -> Mes
 def dump_routes(af: int) -> Message:
     """Ask for all routes of a family, those of every table."""
     return Message(RTM_GETROUTE, NLM_F_DUMP, _RTMSG.pack(af, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def get_route(dst: bytes) -> Message:
+    """Ask for the route the kernel would take to an address."""
+    body = _RTMSG.pack(family(dst), len(dst) * 8, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, dst)
+    return Message(RTM_GETROUTE, NLM_F_ACK, body)
 
 
 def kernel_routes(body: bytes) -> tuple[KernelRoute, ...]:

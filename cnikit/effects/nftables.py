@@ -1,0 +1,112 @@
+"""The nftables ruleset of one network namespace: read, and changed in transactions, over nfnetlink."""
+
+from __future__ import annotations
+
+from cnikit.effects.netlink import NETLINK_NETFILTER, NetlinkError, Socket
+from cnikit.netlink import nftables
+from cnikit.objects import Refusal, Remove
+from cnikit.ruleset import Appended, Member, Ruleset
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cnikit.netlink.codec import Message
+    from cnikit.netlink.nftables import Element, Table
+    from cnikit.objects import Change
+
+ENOENT, ECANCELED = 2, 125
+BEGIN, END = (nftables.boundary(kind) for kind in (nftables.NFNL_MSG_BATCH_BEGIN, nftables.NFNL_MSG_BATCH_END))
+
+
+class Nftables:
+    """The ruleset of the namespace it is opened in."""
+
+    def __init__(self) -> None:
+        self._socket = Socket(NETLINK_NETFILTER)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def rules(self, table: Table) -> list[tuple[str, str]]:
+        """Return chain and comment of the rules of a table, none when there is no such table."""
+        return [nftables.rule(body) for body in self._dump(nftables.dump_rules(table))]
+
+    def dropping(self, hook: str) -> list[tuple[str, str, str]]:
+        """Return family, table and name of the chains on a hook that drop what they do not accept."""
+        chains = [nftables.base_chain(body) for body in self._dump(nftables.dump_chains())]
+        return [chain[:3] for chain in chains if chain and chain[3:] == (hook, nftables.NF_DROP)]
+
+    def elements(self, table: Table, prefix: str) -> list[Element]:
+        """Return the elements of a table's sets whose comment begins so."""
+        found: list[Element] = []
+        for held in table.sets:
+            for body in self._dump(nftables.dump_elements(table, held.name)):
+                found += nftables.elements(table, held.name, body, prefix)
+        return found
+
+    def _dump(self, message: Message) -> list[bytes]:
+        try:
+            return self._socket.dump(message)
+        except NetlinkError as e:
+            if e.errno != ENOENT:
+                raise
+            return []
+
+    def element(self, table: Table, wanted: Element) -> Element | None:
+        """Return the element that is there under a key."""
+        answer = self._socket.exchange([nftables.get_element(table, wanted.set, wanted.key)])[0]
+        if answer.errno == ENOENT:
+            return None
+        if answer.errno:
+            raise NetlinkError(answer.errno, answer.why)
+        found = nftables.elements(table, wanted.set, answer.bodies[0])
+        return found[0] if found else None
+
+    def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
+        """Do these as one transaction. See objects.Namespace; when one is refused, none is done.
+
+        What is to be removed and is gone already is left out.
+        """
+        left = list(range(len(changes)))
+        while left:
+            failed = self._commit([changes[i] for i in left])
+            gone = {i for i, errno in failed.items() if errno == ENOENT and i >= 0 and _is_removal(changes[left[i]])}
+            if failed.keys() - gone:
+                errnos = {left[place] if place >= 0 else -1: errno for place, errno in failed.items()}
+                return [Refusal(errnos.get(i, errnos.get(-1, ECANCELED)), "") for i in range(len(changes))]
+            if not gone:
+                break
+            left = [i for place, i in enumerate(left) if place not in gone]
+        return [None for _ in changes]
+
+    def _commit(self, changes: Sequence[Change]) -> dict[int, int]:
+        """Send a transaction; return the errnos of the changes that failed, by place; -1 is the whole."""
+        messages: list[Message] = []
+        places: list[int] = []
+        for i, change in enumerate(changes):
+            made = _messages(change)
+            messages += made
+            places += [i] * len(made)
+        failed = self._socket.batch(BEGIN, messages, END)
+        return {places[i] if i >= 0 else -1: errno for i, errno in failed.items()}
+
+
+def _is_removal(change: Change) -> bool:
+    return isinstance(change, Remove)
+
+
+def _messages(change: Change) -> list[Message]:
+    what = change.what
+    if isinstance(what, Ruleset):
+        from cnikit.netlink import nftrules
+
+        return nftrules.new_table(what.table)
+    if isinstance(what, Appended):
+        return what.messages()
+    if not isinstance(what, Member):
+        raise TypeError(f"{what} is nothing of nftables'")
+    if isinstance(change, Remove):
+        return [nftables.del_element(what.table, what.element)]
+    return [nftables.new_element(what.table, what.element)]

@@ -1,0 +1,59 @@
+"""A container that may send from its own MAC address only, whatever it does inside.
+
+table bridge cnikit_macspoofchk
+    guarded   host ends of containers that are held to it
+    allowed   host end and MAC address
+"""
+
+from __future__ import annotations
+
+from _blake2 import blake2s
+
+from cnikit import ownership
+from cnikit.address import format_mac
+from cnikit.netlink.nftables import Chain, Rule, Set, Table
+from cnikit.objects import HOST
+from cnikit.plan import Add, Ensure
+from cnikit.ruleset import Ruleset, member
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cnikit.plan import Step
+    from cnikit.request import Request
+
+TABLE = Table(
+    "bridge",
+    "cnikit_macspoofchk",
+    (Set("guarded", ("ifname",)), Set("allowed", ("ifname", "ether_addr"))),
+    (
+        Chain(
+            "prerouting",
+            (Rule("iifname @guarded iifname . ether saddr != @allowed drop", "not from the container's own address"),),
+            "filter",
+            "prerouting",
+            -300,
+        ),
+    ),
+)
+
+
+def mac(request: Request) -> str:
+    """Return the container's MAC address: what it has by prevResult, or one made from its names.
+
+    It must be known before the interface is there, for not even its first frame may come from another one.
+    """
+    previous = request.prev_result()
+    for interface in previous.interfaces if previous else ():
+        if interface.name == request.attachment.ifname and interface.sandbox == request.netns and interface.mac:
+            return interface.mac.lower()
+    # Locally administered, unicast.
+    return format_mac(b"\x02" + blake2s(ownership.tag(request.attachment).encode(), digest_size=5).digest())
+
+
+def steps(tag: str, host_end: str, mac: str) -> tuple[Step, ...]:
+    """Return the steps that hold a container to its address."""
+    return (
+        Ensure(Ruleset(HOST, TABLE.name, TABLE)),
+        Add(member(TABLE, "allowed", (host_end, mac), (), tag)),
+        Add(member(TABLE, "guarded", (host_end,), (), tag)),
+    )

@@ -1,0 +1,168 @@
+"""nftables as objects of a plan: a table that is there from the first use on, and the elements that are attachments.
+
+An element's comment is its attachment's tag (cnikit.ownership), so that DEL and GC find it by itself and whoever lists
+the ruleset sees whose it is. A tag with UNLINKED behind it belongs to an attachment whose interface another suite made.
+"""
+
+from __future__ import annotations
+
+from cnikit import ownership, spec
+from cnikit.errors import CniError
+from cnikit.netlink import nftables
+from cnikit.objects import HOST, Make, Object, Remove
+from cnikit.plan import Del
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cnikit.netlink.codec import Message
+    from cnikit.netlink.nftables import Element, Rule, Table
+    from cnikit.objects import Change, World
+    from cnikit.request import Request
+
+UNLINKED = " (unlinked)"
+
+
+class Ruleset(Object):
+    """A table with its sets, chains and rules; name is the table's."""
+
+    table: Table
+    transaction = "nftables"
+
+    def command(self) -> str:
+        return f"nft -f - <<'END'\n{nftables.written(self.table)}END"
+
+    def fault(self, world: World) -> str:
+        found = world[self.where].rules(self.table)
+        for chain in self.table.chains:
+            wanted = [rule.comment for rule in chain.rules]
+            if not chain.open and [comment for name, comment in found if name == chain.name] != wanted:
+                lacking = f"has not the rules it should in chain {chain.name}" if found else "is gone, or empty"
+                return f"nftables: table {self.table.family} {self.table.name} {lacking}"
+        return ""
+
+
+class Appended(Object):
+    """A rule at the end of a chain that is others'; name is the chain's. A chain the rule jumps to is made as well."""
+
+    table: Table
+    rule: Rule
+    transaction = "nftables"
+
+    def command(self) -> str:
+        verb, _, chain = self.rule.text.partition(" ")
+        place = f"{self.table.family} {self.table.name}"
+        made = f"add chain {place} {chain}; " if verb == "jump" else ""
+        return f"nft '{made}add rule {place} {self.name} {self.rule.text} comment \"{self.rule.comment}\"'"
+
+    def fault(self, world: World) -> str:
+        if (self.name, self.rule.comment) in world[self.where].rules(self.table):
+            return ""
+        return f"nftables: {self.table.family} {self.table.name} {self.name} has not the rule: {self.rule.text}"
+
+    def messages(self) -> list[Message]:
+        """Return what makes it."""
+        from cnikit.netlink import nftrules
+
+        verb, _, chain = self.rule.text.partition(" ")
+        made = [nftrules.new_chain(self.table, nftables.Chain(chain))] if verb == "jump" else []
+        return [*made, nftrules.new_rule(self.table, self.name, self.rule)]
+
+
+class Member(Object):
+    """An element of a set; name is the set's."""
+
+    table: Table
+    element: Element
+    transaction = "nftables"
+
+    def _text(self, data: str = "") -> str:
+        kinds = self.table.set(self.name).key
+        words = (f'"{word}"' if kind == "ifname" else word for kind, word in zip(kinds, self.element.key, strict=True))
+        return f"element {self.table.family} {self.table.name} {self.name} {{ {' . '.join(words)}{data} }}"
+
+    def command(self) -> str:
+        data = f" : {' . '.join(self.element.data)}" if self.element.data else ""
+        comment = f' comment "{self.element.comment}"'
+        return f"nft add '{self._text(comment + data)}'"
+
+    def removal(self) -> str:
+        return f"nft delete '{self._text()}'"
+
+    def fault(self, world: World) -> str:
+        found = world[self.where].element(self.table, self.element)
+        if found is None:
+            return f"nftables: there is no {self._text()}"
+        if found.data != self.element.data:
+            return f"nftables: {self._text()} leads to {' . '.join(found.data)}, not {' . '.join(self.element.data)}"
+        return "" if owner(found) == owner(self.element) else f"nftables: {self._text()} belongs to {found.comment}"
+
+    def conflict(self, world: World) -> CniError | None:
+        found = world[self.where].element(self.table, self.element)
+        if found is None or not holds(found, self.element, world):
+            return None
+        return taken(self.element, found)
+
+    def changes(self, world: World) -> Sequence[Change]:
+        found = world[self.where].element(self.table, self.element)
+        if found is None or holds(found, self.element, world):
+            return (Make(self),)
+        return (Remove(self.replace(element=found)), Make(self))
+
+
+def member(table: Table, name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) -> Member:
+    """Return an element as an object."""
+    return Member(HOST, name, table, nftables.Element(name, key, data, comment))
+
+
+def taken(wanted: Element, found: Element) -> CniError:
+    """Return the error for a key that another attachment holds."""
+    leads = f", leads to {' . '.join(found.data)}" if found.data else ""
+    return CniError(
+        spec.INVALID_CONFIG,
+        f"{' . '.join(wanted.key)} is taken by {shown(found)}",
+        f"{found.set} {' . '.join(found.key)}{leads}; DEL of that attachment frees it",
+    )
+
+
+def owner(element: Element) -> str:
+    """Return the tag of the attachment an element belongs to."""
+    return element.comment.removesuffix(UNLINKED)
+
+
+def shown(element: Element) -> str:
+    """Say whose an element is: a container of a network."""
+    network, container, ifname = (*owner(element).removeprefix("cni:").rsplit("/", 2), "", "")[:3]
+    return f"container {container} ({ifname} of network {network})" if container else repr(element.comment)
+
+
+def holds(found: Element, wanted: Element, world: World) -> bool:
+    """Tell whether an element belongs to somebody else who may be alive: one is dead when his tagged link is gone."""
+    if owner(found) == owner(wanted):
+        return False
+    if found.comment.endswith(UNLINKED) or not found.comment.startswith("cni:"):
+        return True
+    links = [world[HOST].link(name) for name in ownership.names_of(found.comment)]
+    return any(link and link.alias == found.comment for link in links)
+
+
+def owned(tables: Iterable[Table], tag: str, world: World) -> list[Del]:
+    """Return the steps that take away an attachment's elements."""
+    return [step for step, whose in _tagged(tables, tag, world) if whose == tag]
+
+
+def stale(tables: Iterable[Table], request: Request, world: World) -> list[Del]:
+    """Return the steps that take away the elements of the network's attachments which GC is not to keep."""
+    keep, tables = ownership.kept(request), tuple(tables)
+    return [
+        step
+        for prefix in ownership.network_tags(request.attachment.network)
+        for step, whose in _tagged(tables, prefix, world)
+        if whose not in keep
+    ]
+
+
+def _tagged(tables: Iterable[Table], prefix: str, world: World) -> list[tuple[Del, str]]:
+    found = [(table, element) for table in tables for element in world[HOST].elements(table, prefix)]
+    return [(Del(Member(HOST, element.set, table, element)), owner(element)) for table, element in found]

@@ -1,0 +1,80 @@
+"""An nftables ruleset in memory: tables with their rules' comments, and elements by their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cnikit.netlink.nftables import Element, Table, encoded
+from cnikit.objects import Change, Refusal, Remove
+from cnikit.ruleset import Appended, Member, Ruleset
+
+ENOENT, EEXIST, ECANCELED = 2, 17, 125
+
+
+class FakeNftables:
+    """What cnikit.effects.nftables does with a kernel."""
+
+    def __init__(self) -> None:
+        self.comments: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self.held: dict[tuple[str, str, str], dict[tuple[str, ...], Element]] = {}
+        self.dropping: dict[str, list[tuple[str, str, str]]] = {}
+
+    def rules(self, table: Table) -> list[tuple[str, str]]:
+        return list(self.comments.get((table.family, table.name), []))
+
+    def element(self, table: Table, wanted: Element) -> Element | None:
+        kinds = table.set(wanted.set).key
+        starts = [encoded(kind, word)[0] for kind, word in zip(kinds, wanted.key, strict=True)]
+        for element in self.held.get((table.family, table.name, wanted.set), {}).values():
+            ends = [encoded(kind, word) for kind, word in zip(kinds, element.key, strict=True)]
+            if all(low <= start <= high for start, (low, high) in zip(starts, ends, strict=True)):
+                return element
+        return None
+
+    def elements(self, table: Table, prefix: str) -> list[Element]:
+        return [
+            element
+            for found in table.sets
+            for element in self.held.get((table.family, table.name, found.name), {}).values()
+            if element.comment.startswith(prefix)
+        ]
+
+    def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
+        before = {place: dict(elements) for place, elements in self.held.items()}
+        errnos = [self._change(change) for change in changes]
+        if not any(errnos):
+            return [None for _ in changes]
+        self.held = before
+        return [Refusal(errno or ECANCELED, "") for errno in errnos]
+
+    def _change(self, change: Change) -> int:
+        what = change.what
+        if isinstance(what, Ruleset):
+            self._make(what.table)
+        elif isinstance(what, Appended):
+            self.comments.setdefault((what.table.family, what.table.name), []).append((what.name, what.rule.comment))
+        else:
+            assert isinstance(what, Member)
+            return self._member(what, isinstance(change, Remove))
+        return 0
+
+    def _make(self, table: Table) -> None:
+        place = (table.family, table.name)
+        kept = {chain.name for chain in table.chains if chain.open}
+        static = [(chain.name, rule.comment) for chain in table.chains for rule in chain.rules]
+        self.comments[place] = [one for one in self.comments.get(place, []) if one[0] in kept] + static
+        for found in table.sets:
+            self.held.setdefault((*place, found.name), {})
+
+    def _member(self, what: Member, remove: bool) -> int:
+        held = self.held.get((what.table.family, what.table.name, what.name))
+        if remove:
+            if held:
+                held.pop(what.element.key, None)
+            return 0
+        if held is None:
+            return ENOENT
+        if what.element.key in held:
+            return EEXIST
+        held[what.element.key] = what.element
+        return 0

@@ -1,0 +1,236 @@
+"""firewall: what goes through and what does not, on hosts with and without a firewall of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cnikit.plugins import bridge, firewall, portmap
+from tests.conftest import Call, sh
+from tests.packets import reached, server, unreached, wire
+
+ANY = "0.0.0.0"
+
+
+def network(number: int, name: str, subnet: str) -> dict[str, Any]:
+    addresses = [{"address": f"10.{subnet}.0.{number + 2}/24"}, {"address": f"fd00:{subnet}::{number + 2}/64"}]
+    keys = {
+        "bridge": f"br-{name}",
+        "isDefaultGateway": True,
+        "ipMasq": True,
+        "ipam": {"type": "static", "addresses": addresses},
+    }
+    return {"cniVersion": "1.1.0", "name": name, "type": "bridge", **keys}
+
+
+class Container:
+    """A container on a network."""
+
+    def __init__(self, netns: str, number: int, name: str, subnet: str) -> None:
+        self.netns, self.name = netns, name
+        self.environ = {"CNI_NETNS": netns, "CNI_CONTAINERID": f"{name}-{number}"}
+        self.result = Call(bridge.PLUGIN, "ADD", network(number, name, subnet), **self.environ).result()
+        self.v4, self.v6 = (ip["address"].split("/")[0] for ip in self.result["ips"])
+
+    def call(self, verb: str, **keys: Any) -> Call:
+        conf = {"cniVersion": "1.1.0", "name": self.name, "type": "firewall", "prevResult": self.result, **keys}
+        return Call(firewall.PLUGIN, verb, conf, **self.environ)
+
+    def publish(self, host_port: int, container_port: int) -> None:
+        mappings = [{"hostPort": host_port, "containerPort": container_port, "protocol": "tcp"}]
+        conf = {"cniVersion": "1.1.0", "name": self.name, "type": "portmap", "prevResult": self.result}
+        Call(portmap.PLUGIN, "ADD", {**conf, "runtimeConfig": {"portMappings": mappings}}, **self.environ).result()
+
+
+class Node:
+    """A host with two containers on network one, one on network two, and another host on the wire."""
+
+    def __init__(self, host: str, new: Callable[[], str]) -> None:
+        self.host, self.outside = host, new()
+        wire(host, self.outside, ("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64"))
+        self.one, self.neighbour = Container(new(), 0, "one", "21"), Container(new(), 1, "one", "21")
+        self.two = Container(new(), 0, "two", "22")
+        for container, subnet in ((self.one, "21"), (self.two, "22")):
+            route = f"10.{subnet}.0.0/24 via 192.0.2.1", f"fd00:{subnet}::/64 via 2001:db8::1"
+            sh(f"nsenter --net={self.outside} sh -c 'ip route add {route[0]}; ip -6 route add {route[1]}'")
+            assert container.result
+
+
+@pytest.fixture
+def node(host: str, new_container: Callable[[], str]) -> Node:
+    return Node(host, new_container)
+
+
+def get_out(node: Node, container: Container) -> bool:
+    with server(node.outside, ANY, 80) as web, server(node.outside, "::", 81) as web6:
+        return bool(reached(web, container.netns, "192.0.2.2", 80)) and bool(
+            reached(web6, container.netns, "2001:db8::2", 81)
+        )
+
+
+DROPPING = {
+    "iptables": "iptables -P FORWARD DROP && ip6tables -P FORWARD DROP",
+    "nftables with iptables' names": "nft 'add table ip filter; add chain ip filter FORWARD "
+    "{ type filter hook forward priority 0; policy drop; }; add table ip6 filter; "
+    "add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }'",
+}
+
+
+@pytest.mark.parametrize("policy", DROPPING.values(), ids=DROPPING)
+def test_containers_get_through_where_forwarding_is_dropped(node: Node, policy: str) -> None:
+    sh(policy)
+    with server(node.outside, ANY, 80) as web:
+        assert unreached(web, node.one.netns, "192.0.2.2", 80)
+    node.one.call("ADD").result()
+    assert get_out(node, node.one)
+    node.one.publish(8080, 80)
+    with server(node.one.netns, ANY, 80) as web:
+        assert reached(web, node.outside, "192.0.2.1", 8080) == "192.0.2.2"
+        # What was not published stays closed.
+        assert unreached(web, node.outside, node.one.v4, 80)
+    with server(node.outside, ANY, 80) as web:
+        assert unreached(web, node.two.netns, "192.0.2.2", 80)
+    assert node.one.call("CHECK").succeeded()
+    assert node.one.call("DEL").succeeded()
+    with server(node.outside, ANY, 80) as web:
+        assert unreached(web, node.one.netns, "192.0.2.2", 80)
+
+
+def test_iptables_still_lists_its_chain(node: Node) -> None:
+    sh(DROPPING["iptables"])
+    sh("iptables -A FORWARD -d 192.0.2.77 -j DROP")
+    node.one.call("ADD").result()
+    node.neighbour.call("ADD").result()
+    rules = sh("iptables -S FORWARD").splitlines()
+    assert rules[:2] == ["-P FORWARD DROP", "-A FORWARD -d 192.0.2.77/32 -j DROP"]
+    assert len(rules) == 3
+    assert "--mark 0x1000/0x1000" in rules[2]
+    assert rules[2].endswith("-j ACCEPT")
+
+
+def test_the_administrators_drops_win(node: Node) -> None:
+    sh(DROPPING["iptables"])
+    sh("iptables -A FORWARD -d 192.0.2.2 -j DROP")
+    node.one.call("ADD").result()
+    with server(node.outside, ANY, 80) as web:
+        assert unreached(web, node.one.netns, "192.0.2.2", 80)
+
+
+@pytest.mark.parametrize("name", ["CNI-ADMIN", "MY_RULES"])
+def test_the_administrators_chain_survives(node: Node, name: str) -> None:
+    node.one.call("ADD", iptablesAdminChainName=name).result()
+    sh(f"nft add rule inet cnikit_firewall {name} ip daddr 192.0.2.2 drop")
+    for verb in ("DEL", "ADD", "CHECK"):
+        assert node.one.call(verb, iptablesAdminChainName=name).status == 0
+    node.two.call("ADD", iptablesAdminChainName=name).result()
+    sh("nft flush chain inet cnikit_firewall forward")
+    node.neighbour.call("ADD", iptablesAdminChainName=name).result()
+    assert sh(f"nft list chain inet cnikit_firewall {name}").count("192.0.2.2 drop") == 1
+    assert sh("nft list chain inet cnikit_firewall admins").count("jump") == (name != "CNI-ADMIN")
+    with server(node.outside, ANY, 80) as web:
+        assert unreached(web, node.one.netns, "192.0.2.2", 80)
+
+
+def test_open_networks_reach_each_other(node: Node) -> None:
+    for container in (node.one, node.neighbour, node.two):
+        container.call("ADD").result()
+    with server(node.one.netns, ANY, 80) as web:
+        assert reached(web, node.two.netns, node.one.v4, 80)
+        assert reached(web, node.neighbour.netns, node.one.v4, 80)
+
+
+def test_same_bridge(node: Node) -> None:
+    for container in (node.one, node.neighbour, node.two):
+        container.call("ADD", ingressPolicy="same-bridge").result()
+        assert container.call("CHECK", ingressPolicy="same-bridge").succeeded()
+    with server(node.one.netns, ANY, 80) as web, server(node.one.netns, "::", 81) as web6:
+        assert unreached(web, node.two.netns, node.one.v4, 80)
+        assert unreached(web6, node.two.netns, node.one.v6, 81)
+        assert reached(web, node.neighbour.netns, node.one.v4, 80)
+        assert reached(web6, node.neighbour.netns, node.one.v6, 81)
+        assert reached(web, node.outside, node.one.v4, 80)
+    assert get_out(node, node.one)
+
+
+def test_isolated(node: Node) -> None:
+    for container in (node.one, node.neighbour, node.two):
+        container.call("ADD", ingressPolicy="isolated").result()
+        assert container.call("CHECK", ingressPolicy="isolated").succeeded()
+    with server(node.one.netns, ANY, 80) as web, server(node.one.netns, "::", 81) as web6:
+        for other in (node.two, node.neighbour):
+            assert unreached(web, other.netns, node.one.v4, 80)
+            assert unreached(web6, other.netns, node.one.v6, 81)
+        assert reached(web, node.outside, node.one.v4, 80)
+    assert get_out(node, node.one)
+
+
+def test_isolated_does_not_need_br_netfilter(node: Node) -> None:
+    sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null || true")
+    for container in (node.one, node.neighbour):
+        container.call("ADD", ingressPolicy="isolated").result()
+    with server(node.one.netns, ANY, 80) as web:
+        assert unreached(web, node.neighbour.netns, node.one.v4, 80)
+
+
+def test_a_policy_needs_a_bridge(node: Node) -> None:
+    node.one.result["interfaces"] = node.one.result["interfaces"][2:]
+    node.one.result["ips"] = [{**ip, "interface": 0} for ip in node.one.result["ips"]]
+    code, msg = node.one.call("ADD", ingressPolicy="isolated").error()
+    assert (code, msg.startswith("ingressPolicy: 'isolated' needs a bridge")) == (7, True)
+    assert "cnikit_firewall" not in sh("nft list tables")
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "backend": ({"backend": "ufw"}, "backend: 'ufw' is none of"),
+    "ingressPolicy": ({"ingressPolicy": "closed"}, "ingressPolicy: 'closed' is none of"),
+    "admin chain": ({"iptablesAdminChainName": "a b"}, "iptablesAdminChainName: 'a b' is no chain's name"),
+    "type": ({"backend": 1}, "backend: expected string, got integer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("verb", ["ADD", "CHECK", "STATUS"])
+def test_bad_configuration(node: Node, case: str, verb: str) -> None:
+    keys, why = BAD[case]
+    code, msg = node.one.call(verb, **keys).error()
+    assert (code, msg.startswith(why)) == (7, True), msg
+    assert "cnikit_firewall" not in sh("nft list tables")
+
+
+def test_it_must_be_chained(host: str) -> None:
+    assert host
+    conf = {"cniVersion": "1.1.0", "name": "one", "type": "firewall"}
+    for verb in ("ADD", "CHECK"):
+        assert Call(firewall.PLUGIN, verb, conf, CNI_NETNS="/x").error()[0] == 7
+    assert Call(firewall.PLUGIN, "DEL", conf).succeeded()
+    assert Call(firewall.PLUGIN, "STATUS", conf).succeeded()
+
+
+CHANGES = {
+    "flush ruleset": "table inet cnikit_firewall is gone, or empty",
+    "flush chain inet cnikit_firewall forward": "cnikit_firewall is gone, or empty",
+    "flush set inet cnikit_firewall containers4": "containers4 { 10.21.0.2 }",
+    "flush chain ip filter FORWARD": "ip filter FORWARD has not the rule",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_check_finds_what_is_gone(node: Node, change: str) -> None:
+    sh(DROPPING["iptables"])
+    node.one.call("ADD").result()
+    assert node.one.call("CHECK").succeeded()
+    sh(f"nft '{change}'")
+    code, msg = node.one.call("CHECK").error()
+    assert (code, CHANGES[change] in msg) == (101, True), msg
+
+
+def test_gc(node: Node) -> None:
+    node.one.call("ADD").result()
+    node.neighbour.call("ADD").result()
+    valid = [{"containerID": "one-1", "ifname": "eth0"}]
+    assert node.one.call("GC", **{"cni.dev/valid-attachments": valid}).succeeded()
+    listed = sh("nft list table inet cnikit_firewall")
+    assert "one/one-0/" not in listed
+    assert "one/one-1/" in listed

@@ -1,0 +1,139 @@
+"""ipMasq on bridge: who a packet seems to come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cnikit import masquerade
+from cnikit.plan import render
+from cnikit.plugins import bridge
+from cnikit.result import IP
+from tests.conftest import Call, sh
+from tests.packets import reached, server, wire
+
+ADDRESSES = ("10.31.0.2/24", "10.32.0.2/24", "fd00:31::2/64")
+
+
+def config(number: int = 0, name: str = "net1", **keys: Any) -> dict[str, Any]:
+    addresses = [
+        {"address": address.replace("::2/", f"::{2 + number}/").replace(".2/", f".{2 + number}/")}
+        for address in ADDRESSES
+    ]
+    ipam = {"type": "static", "addresses": addresses}
+    conf = {
+        "cniVersion": "1.1.0",
+        "name": name,
+        "type": "bridge",
+        "bridge": "br1",
+        "isDefaultGateway": True,
+        "ipMasq": True,
+    }
+    return {**conf, "ipam": ipam, **keys}
+
+
+def call(verb: str, conf: dict[str, Any], netns: str = "", container: str = "c1") -> Call:
+    return Call(bridge.PLUGIN, verb, conf, CNI_NETNS=netns, CNI_CONTAINERID=container)
+
+
+@pytest.fixture
+def outside(host: str, new_container: Callable[[], str]) -> str:
+    """Another host on the wire, which knows of no container."""
+    other = new_container()
+    wire(host, other, ("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64"))
+    return other
+
+
+def test_outside_sees_the_hosts_address(container: str, outside: str) -> None:
+    call("ADD", config(), container).result()
+    with server(outside, "0.0.0.0", 80) as web, server(outside, "::", 81) as web6:
+        for source in ("10.31.0.2", "10.32.0.2"):
+            assert reached(web, container, "192.0.2.2", 80, source=source) == "192.0.2.1"
+        assert reached(web6, container, "2001:db8::2", 81) == "2001:db8::1"
+
+
+def test_the_networks_own_subnets_see_the_container(host: str, new_container: Callable[[], str]) -> None:
+    one, two = new_container(), new_container()
+    call("ADD", config(), one).result()
+    call("ADD", config(1), two, "c2").result()
+    with server(two, "0.0.0.0", 80) as web, server(two, "::", 81) as web6, server(host, "0.0.0.0", 80) as here:
+        assert reached(web, one, "10.31.0.3", 80) == "10.31.0.2"
+        assert reached(web, one, "10.32.0.3", 80) == "10.32.0.2"
+        # By the gateway, not over the bridge: from one of its subnets to the other.
+        assert reached(web, one, "10.32.0.3", 80, source="10.31.0.2") == "10.31.0.2"
+        assert reached(web6, one, "fd00:31::3", 81) == "fd00:31::2"
+        assert reached(here, one, "10.31.0.1", 80) == "10.31.0.2"
+
+
+def test_multicast_is_left_alone(container: str, outside: str) -> None:
+    call("ADD", config(), container).result()
+    listing = sh("nft list chain inet cnikit_masquerade postrouting")
+    assert "ip daddr != 224.0.0.0/4" in listing
+    assert "ip6 daddr != ff00::/8" in listing
+    assert outside
+
+
+@pytest.mark.parametrize("missing", ["nothing", "netns", "link", "prevResult", "everything"])
+def test_del_leaves_no_element(host: str, container: str, missing: str) -> None:
+    assert host
+    result = call("ADD", config(), container).result()
+    assert sh("nft list ruleset").count("cni:net1/c1/eth0") == 3 + 2 + 2 + 1
+    if missing in ("link", "everything"):
+        sh(f"ip link del {result['interfaces'][1]['name']}")
+    conf = config() if missing in ("prevResult", "everything") else {**config(), "prevResult": result}
+    for _ in range(2):
+        assert call("DEL", conf, "" if missing in ("netns", "everything") else container).succeeded()
+    assert "cni:" not in sh("nft list ruleset")
+
+
+def test_a_neighbour_keeps_its_elements(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    one, two = new_container(), new_container()
+    call("ADD", config(), one).result()
+    before = sh("nft list ruleset")
+    call("ADD", config(1), two, "c2").result()
+    assert call("DEL", config(1), two, "c2").succeeded()
+    assert sh("nft list ruleset") == before
+
+
+def test_gc(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    one, two = new_container(), new_container()
+    call("ADD", config(), one).result()
+    call("ADD", config(1), two, "c2").result()
+    valid = {"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]}
+    assert call("GC", {**config(), **valid}).succeeded()
+    listed = sh("nft list ruleset")
+    assert ("net1/c1/" in listed, "net1/c2/" in listed) == (False, True)
+
+
+CHANGES = {
+    "flush ruleset": "cnikit_masquerade is gone, or empty",
+    "flush chain inet cnikit_masquerade postrouting": "cnikit_masquerade is gone, or empty",
+    "flush set inet cnikit_masquerade sources4": "sources4 { 10.31.0.2 }",
+    "flush set inet cnikit_masquerade inside6": "inside6 { fd00:31::2 . fd00:31::/64 }",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_check_finds_what_is_gone(host: str, container: str, change: str) -> None:
+    assert host
+    conf = {**config(), "prevResult": call("ADD", config(), container).result()}
+    assert call("CHECK", conf, container).succeeded()
+    sh(f"nft '{change}'")
+    code, msg = call("CHECK", conf, container).error()
+    assert (code, CHANGES[change] in msg) == (101, True), msg
+
+
+def test_the_steps() -> None:
+    _, *steps = masquerade.steps("TAG", [IP(address) for address in ADDRESSES[:2]])
+    assert render(steps, "") == (
+        "nft add 'element inet cnikit_masquerade sources4 { 10.31.0.2 comment \"TAG\" }'\n"
+        "nft add 'element inet cnikit_masquerade inside4 { 10.31.0.2 . 10.31.0.0/24 comment \"TAG\" }'\n"
+        "nft add 'element inet cnikit_masquerade inside4 { 10.31.0.2 . 10.32.0.0/24 comment \"TAG\" }'\n"
+        "nft add 'element inet cnikit_masquerade sources4 { 10.32.0.2 comment \"TAG\" }'\n"
+        "nft add 'element inet cnikit_masquerade inside4 { 10.32.0.2 . 10.31.0.0/24 comment \"TAG\" }'\n"
+        "nft add 'element inet cnikit_masquerade inside4 { 10.32.0.2 . 10.32.0.0/24 comment \"TAG\" }'\n"
+    )

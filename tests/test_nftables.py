@@ -1,0 +1,276 @@
+"""nftables: what we send is what nft would; and one contract for the kernel and the fake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroute2.netlink.nfnetlink import nftsocket
+
+from cnikit import macspoofchk, masquerade
+from cnikit.effects.kernel import World
+from cnikit.netlink import nftables
+from cnikit.netlink.nftables import Element, Rule, Table
+from cnikit.netlink.nftrules import compiled
+from cnikit.objects import HOST, Change, Make, Remove
+from cnikit.plugins import firewall, portmap
+from cnikit.ruleset import Appended, Member, Ruleset, member
+from tests.conftest import sh
+from tests.fake_kernel import FakeWorld
+
+EEXIST, ENOENT, ECANCELED = 17, 2, 125
+TAG = "cni:net1/c1/eth0"
+TABLES = {table.name: table for table in (masquerade.TABLE, macspoofchk.TABLE, portmap.TABLE, firewall.TABLE)}
+WORDS = {
+    "ipv4_addr": ("10.1.0.7", "10.1.0.0/16"),
+    "ipv6_addr": ("fd00::7", "fd00::/64"),
+    "ether_addr": ("02:00:00:00:00:01",) * 2,
+    "inet_proto": ("udp", "udp"),
+    "inet_service": ("8080", "8080-8099"),
+    "ifname": ("veth01234567",) * 2,
+}
+
+
+def example(table: Table, name: str) -> Element:
+    """Return an element of a set, with ranges and prefixes where it can have them."""
+    found = table.set(name)
+    key = tuple(WORDS[kind][found.interval] for kind in found.key)
+    return Element(name, key, tuple(WORDS[kind][0] for kind in found.data), TAG)
+
+
+def make(world: World | FakeWorld, *objects: Ruleset | Member | Appended) -> list[int]:
+    return _errnos(world, [Make(what) for what in objects])
+
+
+def take(world: World | FakeWorld, *objects: Member) -> list[int]:
+    return _errnos(world, [Remove(what) for what in objects])
+
+
+def _errnos(world: World | FakeWorld, changes: list[Change]) -> list[int]:
+    return [refusal.errno if refusal else 0 for refusal in world[HOST].change(changes)]
+
+
+# What we send
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_nft_makes_the_same_of_the_text_as_the_kernel_of_the_bytes(host: str, name: str) -> None:
+    assert host
+    table = TABLES[name]
+    examples = [Member(HOST, found.name, table, example(table, found.name)) for found in table.sets]
+    with World() as world:
+        assert make(world, Ruleset(HOST, name, table), *examples) == [0] * (len(examples) + 1)
+    ours = sh("nft list ruleset")
+    sh(f"nft flush ruleset; {Ruleset(HOST, name, table).command()}")
+    for what in examples:
+        sh(what.command())
+    assert sh("nft list ruleset") == ours
+    assert all(chain.name in ours for chain in table.chains)
+    assert ours.count(TAG) == len(examples)
+    for what in examples:
+        sh(what.removal())
+    assert TAG not in sh("nft list ruleset")
+
+
+def test_a_rule_in_somebody_elses_chain(host: str) -> None:
+    assert host
+    sh("iptables -P FORWARD DROP")
+    what = Appended(HOST, "FORWARD", Table("ip", "filter", (), ()), firewall.ACCEPT_MARKED)
+    with World() as world:
+        assert world[HOST].dropping("forward") == [("ip", "filter", "FORWARD")]
+        assert what.fault(world)
+        assert make(world, what) == [0]
+        assert what.fault(world) == ""
+    ours = sh("nft list chain ip filter FORWARD")
+    sh(f"nft flush chain ip filter FORWARD; {what.command()}")
+    assert sh("nft list chain ip filter FORWARD") == ours
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["drop it", "ip ttl 3 drop", "meta mark & 1 = 1 accept", "ip daddr @set snat to 1.1.1.1"],
+)
+def test_what_is_no_rule_of_ours_is_refused(text: str) -> None:
+    with pytest.raises((ValueError, IndexError)):
+        compiled(text, masquerade.TABLE)
+
+
+CONSTANTS = {name: value for name, value in vars(nftables).items() if name.startswith(("NFT_MSG_", "NFNL_SUBSYS_"))}
+MESSAGES = (
+    nftsocket.nft_table_msg,
+    nftsocket.nft_chain_msg,
+    nftsocket.nft_chain_msg.hook,
+    nftsocket.nft_rule_msg,
+    nftsocket.nft_set_msg,
+    nftsocket.nft_set_elem_list_msg,
+    nftsocket.nft_set_elem_list_msg.set_elem,
+)
+ATTRIBUTES = {name: value for name, value in vars(nftables).items() if name.startswith("NFTA_")}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_numbers_of_messages_are_pyroute2s(name: str) -> None:
+    assert getattr(nftsocket, name) == CONSTANTS[name]
+
+
+def test_numbers_of_attributes_are_pyroute2s() -> None:
+    known = {name: place for message in MESSAGES for place, (name, _) in enumerate(message.nla_map)}
+    compared = ATTRIBUTES.keys() & known.keys()
+    assert {name: ATTRIBUTES[name] for name in compared} == {name: known[name] for name in compared}
+    # These are in no table of pyroute2's; that nft lists what we make shows them right.
+    inner = {"NFTA_LIST_ELEM", "NFTA_DATA_VALUE", "NFTA_SET_DESC_CONCAT", "NFTA_SET_FIELD_LEN", "NFTA_SET_ELEM_KEY_END"}
+    assert ATTRIBUTES.keys() - compared <= inner
+
+
+@pytest.mark.parametrize("kind", nftables.TYPES)
+def test_numbers_of_types_are_pyroute2s(kind: str) -> None:
+    names = {"ipv4_addr": "IPADDR", "ipv6_addr": "IP6ADDR", "ether_addr": "ETHERADDR", "inet_proto": "INET_PROTOCOL"}
+    assert nftables.TYPES[kind][0] == getattr(nftsocket, f"DATA_TYPE_{names.get(kind, kind.upper())}")
+
+
+# Words
+
+V4 = st.ip_addresses(v=4).map(str)
+V6 = st.ip_addresses(v=6).map(str).filter(lambda text: "::ffff:" not in text)  # those may be IPv4 to us
+PORTS = st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(sorted)
+
+
+@given(V4 | V6)
+def test_addresses(word: str) -> None:
+    kind = "ipv6_addr" if ":" in word else "ipv4_addr"
+    low, high = nftables.encoded(kind, word)
+    assert low == high == (IPv6Address(word) if ":" in word else IPv4Address(word)).packed
+    assert nftables.decoded(kind, low, high) == word
+
+
+@given(V4, st.integers(0, 31))
+def test_prefixes(address: str, length: int) -> None:
+    network = IPv4Network((address, length), strict=False)
+    assert nftables.encoded("ipv4_addr", f"{address}/{length}") == (network[0].packed, network[-1].packed)
+    assert nftables.decoded("ipv4_addr", network[0].packed, network[-1].packed) == str(network)
+
+
+@given(V6, st.integers(0, 127))
+def test_prefixes_of_ipv6(address: str, length: int) -> None:
+    network = IPv6Network((address, length), strict=False)
+    assert nftables.encoded("ipv6_addr", f"{address}/{length}") == (network[0].packed, network[-1].packed)
+    assert nftables.decoded("ipv6_addr", network[0].packed, network[-1].packed) == str(network)
+
+
+@given(PORTS)
+def test_ports(ports: list[int]) -> None:
+    first, last = ports
+    word = f"{first}-{last}" if first != last else str(first)
+    low, high = nftables.encoded("inet_service", word)
+    assert (int.from_bytes(low, "big"), int.from_bytes(high, "big")) == (first, last)
+    assert nftables.decoded("inet_service", low, high) == word
+
+
+# One contract
+
+
+@pytest.fixture(params=["fake", "real"])
+def world(request: pytest.FixtureRequest) -> Iterator[World | FakeWorld]:
+    if request.param == "fake":
+        yield FakeWorld()
+    else:
+        request.getfixturevalue("host")
+        with World() as real:
+            yield real
+
+
+PORTMAP = Ruleset(HOST, "cnikit_portmap", portmap.TABLE)
+PORT = member(portmap.TABLE, "ports4", ("tcp", "80"), ("10.1.0.7", "80"), TAG)
+OTHER = member(portmap.TABLE, "ports4", ("tcp", "81"), ("10.1.0.8", "80"), "cni:net1/c2/eth0")
+RANGE = member(portmap.TABLE, "ranges4", ("tcp", "0.0.0.0/0", "90-99"), ("10.1.0.7",), TAG)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_made_once_and_again(world: World | FakeWorld, name: str) -> None:
+    what = Ruleset(HOST, name, TABLES[name])
+    assert what.fault(world)
+    for _ in range(2):
+        assert make(world, what) == [0]
+        assert what.fault(world) == ""
+    wanted = [(chain.name, rule.comment) for chain in what.table.chains for rule in chain.rules]
+    assert sorted(world[HOST].rules(what.table)) == sorted(wanted)
+
+
+def test_elements(world: World | FakeWorld) -> None:
+    assert make(world, PORT) == [ENOENT]
+    assert world[HOST].element(portmap.TABLE, PORT.element) is None
+    assert world[HOST].elements(portmap.TABLE, "cni:") == []
+    assert make(world, PORTMAP, PORT, OTHER, RANGE) == [0, 0, 0, 0]
+    assert world[HOST].element(portmap.TABLE, PORT.element) == PORT.element
+    assert [what.fault(world) for what in (PORT, OTHER, RANGE)] == ["", "", ""]
+    assert world[HOST].elements(portmap.TABLE, TAG) == [PORT.element, RANGE.element]
+    assert len(world[HOST].elements(portmap.TABLE, "cni:net1/")) == 3
+    assert world[HOST].elements(portmap.TABLE, "cni:net2/") == []
+    # The table may be made as it should be at any time: elements stay.
+    assert make(world, PORTMAP) == [0]
+    assert world[HOST].element(portmap.TABLE, PORT.element) == PORT.element
+
+
+def test_an_interval_is_found_by_what_lies_in_it(world: World | FakeWorld) -> None:
+    assert make(world, PORTMAP, RANGE) == [0, 0]
+    for port, found in (("89", None), ("90", RANGE.element), ("99", RANGE.element), ("100", None)):
+        inside = RANGE.element.replace(key=("tcp", "192.0.2.1", port))
+        assert world[HOST].element(portmap.TABLE, inside) == found
+
+
+def test_a_transaction_is_done_whole_or_not_at_all(world: World | FakeWorld) -> None:
+    assert make(world, PORTMAP, PORT) == [0, 0]
+    assert make(world, OTHER, PORT, RANGE) == [ECANCELED, EEXIST, ECANCELED]
+    assert world[HOST].elements(portmap.TABLE, "cni:") == [PORT.element]
+
+
+def test_what_is_gone_already_is_left_out(world: World | FakeWorld) -> None:
+    assert make(world, PORTMAP, PORT, RANGE) == [0, 0, 0]
+    assert take(world, OTHER, PORT, OTHER, RANGE) == [0, 0, 0, 0]
+    assert world[HOST].elements(portmap.TABLE, "cni:") == []
+    assert take(world, PORT) == [0]
+
+
+def test_a_large_transaction(world: World | FakeWorld) -> None:
+    many = [member(portmap.TABLE, "ports4", ("tcp", str(port)), ("10.1.0.7", "80"), TAG) for port in range(1, 3001)]
+    assert make(world, PORTMAP, *many) == [0] * 3001
+    assert len(world[HOST].elements(portmap.TABLE, TAG)) == 3000
+    assert take(world, *many) == [0] * 3000
+
+
+FAULTS = [
+    (PORT.element.replace(data=("10.1.0.9", "80")), "leads to 10.1.0.7 . 80, not 10.1.0.9 . 80"),
+    (PORT.element.replace(comment="cni:net1/c9/eth0"), "belongs to cni:net1/c1/eth0"),
+    (PORT.element.replace(key=("udp", "80")), "there is no element inet cnikit_portmap ports4 { udp . 80 }"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "fault"), FAULTS)
+def test_faults_of_an_element(world: World | FakeWorld, wanted: Element, fault: str) -> None:
+    make(world, PORTMAP, PORT)
+    assert fault in Member(HOST, "ports4", portmap.TABLE, wanted).fault(world)
+
+
+def test_an_appended_rule(world: World | FakeWorld) -> None:
+    what = Appended(HOST, "admins", firewall.TABLE, Rule("jump MINE", "mine"))
+    make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE))
+    assert what.fault(world)
+    assert make(world, what) == [0]
+    assert what.fault(world) == ""
+    # It is not ours to flush.
+    make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE))
+    assert what.fault(world) == ""
+
+
+def test_two_that_make_a_table_at_once_both_succeed(host: str) -> None:
+    assert host
+    with World() as one, World() as two:
+        assert PORTMAP.fault(one)
+        assert PORTMAP.fault(two)
+        assert make(one, PORTMAP, PORT) == [0, 0]
+        assert make(two, PORTMAP, OTHER) == [0, 0]
+        assert PORTMAP.fault(one) == ""
+        assert len(one[HOST].elements(portmap.TABLE, "cni:")) == 2

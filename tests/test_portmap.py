@@ -1,0 +1,368 @@
+"""portmap: what is configured as tables, then packets through the kernel."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cnikit import request
+from cnikit.plan import render
+from cnikit.plugins import bridge, portmap
+from tests.conftest import Call, ip, sh
+from tests.packets import UDP, arrived, reached, send_frame, server, udp_socket, unreached, wire
+
+V4, V6 = ("10.11.0.2", "10.11.0.3"), ("fd00:11::2", "fd00:11::3")
+
+
+def network(number: int = 0, **keys: Any) -> dict[str, Any]:
+    addresses = [{"address": f"{V4[number]}/24"}, {"address": f"{V6[number]}/64"}]
+    conf = {
+        "cniVersion": "1.1.0",
+        "name": "net1",
+        "type": "bridge",
+        "bridge": "br1",
+        "isDefaultGateway": True,
+        "hairpinMode": True,
+    }
+    return {**conf, "ipMasq": True, "hairpinMode": True, "ipam": {"type": "static", "addresses": addresses}, **keys}
+
+
+def config(*mappings: dict[str, Any], prev: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
+    conf = {"cniVersion": "1.1.0", "name": "net1", "type": "portmap", "runtimeConfig": {"portMappings": list(mappings)}}
+    return {**conf, **({"prevResult": prev} if prev else {}), **keys}
+
+
+def tcp(host: int, container: int, **keys: Any) -> dict[str, Any]:
+    return {"hostPort": host, "containerPort": container, "protocol": "tcp", **keys}
+
+
+def udp(host: int, container: int, **keys: Any) -> dict[str, Any]:
+    return {**tcp(host, container, **keys), "protocol": "udp"}
+
+
+class Node:
+    """A host with a container, a neighbour on the same bridge, and another host on the wire."""
+
+    def __init__(self, host: str, new_container: Callable[[], str]) -> None:
+        self.host = host
+        self.containers = (new_container(), new_container())
+        self.outside = new_container()
+        wire(host, self.outside, ("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64"))
+        self.results = [
+            Call(bridge.PLUGIN, "ADD", network(i), CNI_NETNS=self.containers[i], CNI_CONTAINERID=f"c{i + 1}").result()
+            for i in (0, 1)
+        ]
+
+    def call(self, verb: str, *mappings: dict[str, Any], number: int = 0, **keys: Any) -> Call:
+        conf = config(*mappings, prev=self.results[number], **keys)
+        return Call(portmap.PLUGIN, verb, conf, CNI_NETNS=self.containers[number], CNI_CONTAINERID=f"c{number + 1}")
+
+
+@pytest.fixture
+def node(host: str, new_container: Callable[[], str]) -> Node:
+    return Node(host, new_container)
+
+
+def test_a_port_is_reached_from_everywhere(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80), udp(5353, 53)).result()
+    for kind, port, inside in ((socket.SOCK_STREAM, 8080, 80), (UDP, 5353, 53)):
+        with server(node.containers[0], "0.0.0.0", inside, kind) as web:
+            assert reached(web, node.outside, "192.0.2.1", port) == "192.0.2.2"
+            assert reached(web, node.host, "192.0.2.1", port) == "192.0.2.1"
+            assert reached(web, node.host, "127.0.0.1", port) == "10.11.0.1"
+            assert reached(web, node.containers[1], "192.0.2.1", port) == "10.11.0.1"
+            assert reached(web, node.containers[1], "10.11.0.1", port) == "10.11.0.1"
+            assert reached(web, node.containers[0], "192.0.2.1", port) == "10.11.0.1"
+        with server(node.containers[0], "::", inside, kind) as web:
+            assert reached(web, node.outside, "2001:db8::1", port) == "2001:db8::2"
+            assert reached(web, node.host, "2001:db8::1", port) == "2001:db8::1"
+            assert reached(web, node.containers[1], "2001:db8::1", port) == "fd00:11::1"
+            assert reached(web, node.containers[0], "2001:db8::1", port) == "fd00:11::1"
+
+
+def test_ports_in_a_row_are_one_element(node: Node) -> None:
+    node.call("ADD", *(tcp(port, port) for port in range(9000, 9100)), tcp(9100, 80)).result()
+    assert "tcp . 0.0.0.0/0 . 9000-9099" in sh("nft list map inet cnikit_portmap ranges4")
+    assert "elements = { tcp . 9100 " in sh("nft list map inet cnikit_portmap ports4")
+    with server(node.containers[0], "0.0.0.0", 9042) as web:
+        assert reached(web, node.outside, "192.0.2.1", 9042) == "192.0.2.2"
+    with server(node.containers[0], "::", 9099) as web:
+        assert reached(web, node.outside, "2001:db8::1", 9099) == "2001:db8::2"
+
+
+def test_a_port_of_one_host_address(node: Node) -> None:
+    sh("ip addr add 192.0.2.9/24 dev wan")
+    node.call("ADD", tcp(8080, 80, hostIP="192.0.2.9"), tcp(8443, 443, hostIP="2001:db8::1")).result()
+    with server(node.containers[0], "0.0.0.0", 80) as web:
+        assert reached(web, node.outside, "192.0.2.9", 8080)
+        assert unreached(web, node.outside, "192.0.2.1", 8080)
+    with server(node.containers[0], "::", 443) as web:
+        assert reached(web, node.outside, "2001:db8::1", 8443)
+
+
+@pytest.mark.parametrize(("address", "family"), [("0.0.0.0", 4), ("::", 6)])
+def test_any_address_of_one_family(node: Node, address: str, family: int) -> None:
+    node.call("ADD", tcp(8080, 80, hostIP=address)).result()
+    assert "8080" in sh(f"nft list map inet cnikit_portmap ports{family}")
+    assert "8080" not in sh(f"nft list map inet cnikit_portmap ports{10 - family}")
+
+
+def test_traffic_through_the_host_is_left_alone(node: Node) -> None:
+    """GHSA-jv3w-x3r3-g6rm: only packets to this host are translated, not all that have such a port."""
+    node.call("ADD", tcp(8080, 80)).result()
+    with server(node.outside, "0.0.0.0", 8080) as elsewhere:
+        assert reached(elsewhere, node.containers[1], "192.0.2.2", 8080) == "192.0.2.1"
+
+
+def let_loopback_in() -> None:
+    """Set all sysctls by which the kernel itself would keep out packets to and from 127.0.0.1."""
+    names = ("wan.route_localnet=1", "all.rp_filter=0", "wan.rp_filter=0", "br1.rp_filter=0", "all.accept_local=1")
+    sh("sysctl -qw " + " ".join(f"net.ipv4.conf.{name}" for name in names))
+
+
+def forged(node: Node, port: int, source: str = "") -> Iterator[str]:
+    """Send datagrams to the host's 127.0.0.1, from the wire and from a container; give the name of each sender."""
+    for sender, theirs, link, address in (
+        (node.outside, "wan", "wan", "192.0.2.2"),
+        (node.containers[1], "eth0", "br1", V4[1]),
+    ):
+        send_frame(sender, theirs, ip(f"link show {link}")[0]["address"], (source or address, "127.0.0.1", port))
+        yield theirs
+
+
+def test_what_is_published_on_127_0_0_1_is_the_hosts_alone(node: Node) -> None:
+    node.call("ADD", udp(5353, 53, hostIP="127.0.0.1")).result()
+    let_loopback_in()
+    with server(node.containers[0], "0.0.0.0", 53, UDP) as resolver:
+        assert reached(resolver, node.host, "127.0.0.1", 5353)
+        for sender in forged(node, 5353):
+            assert not arrived(resolver), sender
+        # Without the rules that forbid it, it arrives: the test sends what it says.
+        sh("nft flush chain inet cnikit_portmap loopback")
+        for sender in forged(node, 5353):
+            assert arrived(resolver), sender
+
+
+@pytest.mark.parametrize("source", ["", "127.0.0.1"])
+def test_services_on_the_hosts_127_0_0_1_stay_the_hosts_alone(node: Node, source: str) -> None:
+    """CVE-2020-8558: route_localnet lets containers and neighbours on the wire in."""
+    node.call("ADD", tcp(8080, 80)).result()
+    let_loopback_in()
+    with server(node.host, "127.0.0.1", 631, UDP) as private:
+        assert reached(private, node.host, "127.0.0.1", 631)
+        for sender in forged(node, 631, source):
+            assert not arrived(private), sender
+        sh("nft flush chain inet cnikit_portmap loopback")
+        for sender in forged(node, 631, source):
+            assert arrived(private), sender
+
+
+TAKEN = [
+    ("the same port", [tcp(8080, 80)], [tcp(8080, 81)]),
+    ("any address, then one", [tcp(8080, 80)], [tcp(8080, 80, hostIP="192.0.2.1")]),
+    ("one address, then any", [tcp(8080, 80, hostIP="192.0.2.1")], [tcp(8080, 80)]),
+    ("in a range", [tcp(8079, 8079), tcp(8080, 8080)], [tcp(8080, 80)]),
+    ("a range over it", [tcp(8080, 80)], [tcp(8079, 8079), tcp(8080, 8080)]),
+    ("ranges that overlap", [tcp(8079, 8079), tcp(8080, 8080)], [tcp(8080, 8080), tcp(8081, 8081)]),
+    ("IPv6 alone", [tcp(8080, 80, hostIP="::")], [tcp(8080, 80, hostIP="2001:db8::1")]),
+]
+FREE = [
+    ("another protocol", [tcp(8080, 80)], [udp(8080, 80)]),
+    ("two addresses", [tcp(8080, 80, hostIP="192.0.2.1")], [tcp(8080, 80, hostIP="192.0.2.9")]),
+    ("two families", [tcp(8080, 80, hostIP="0.0.0.0")], [tcp(8080, 80, hostIP="::")]),
+    ("ranges side by side", [tcp(80, 80), tcp(81, 81)], [tcp(82, 82), tcp(83, 83)]),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), [case[1:] for case in TAKEN], ids=[case[0] for case in TAKEN])
+def test_a_taken_port_is_refused_and_its_holder_unharmed(
+    node: Node, first: list[dict[str, Any]], second: list[dict[str, Any]]
+) -> None:
+    node.call("ADD", *first).result()
+    before = sh("nft list ruleset")
+    code, msg = node.call("ADD", *second, number=1).error()
+    assert code == 7
+    assert "container c1 (eth0 of network net1)" in msg
+    assert sh("nft list ruleset") == before
+
+
+@pytest.mark.parametrize(("first", "second"), [case[1:] for case in FREE], ids=[case[0] for case in FREE])
+def test_ports_that_do_not_meet(node: Node, first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    node.call("ADD", *first).result()
+    node.call("ADD", *second, number=1).result()
+
+
+@pytest.mark.parametrize(("first", "second"), [case[1:] for case in TAKEN], ids=[case[0] for case in TAKEN])
+def test_a_dead_holder_is_replaced(node: Node, first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    node.call("ADD", *first).result()
+    link = node.results[0]["interfaces"][1]["name"]
+    sh(f"ip link del {link}")
+    node.call("ADD", *second, number=1).result()
+    ports = [sh(f"nft list map inet cnikit_portmap {name}") for name in ("ports4", "host_ports4", "ranges4")]
+    assert "net1/c1/" not in "".join(ports)
+
+
+def test_a_holder_whose_interface_another_suite_made_is_never_taken_for_dead(node: Node) -> None:
+    link = node.results[0]["interfaces"][1]["name"]
+    sh(f"ip link set {link} alias somebody-elses")
+    node.call("ADD", tcp(8080, 80)).result()
+    sh(f"ip link del {link}")
+    assert node.call("ADD", tcp(8080, 80), number=1).error()[0] == 7
+    assert node.call("DEL").succeeded()
+    node.call("ADD", tcp(8080, 80), number=1).result()
+
+
+def test_an_add_that_is_repeated_has_the_new_ports_only(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80)).result()
+    node.call("ADD", tcp(8080, 81), tcp(8081, 81)).result()
+    listed = sh("nft list map inet cnikit_portmap ports4")
+    assert "10.11.0.2 . 81" in listed
+    assert "10.11.0.2 . 80" not in listed
+
+
+def test_del_needs_nothing_but_the_names(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80), tcp(90, 90), tcp(91, 91), tcp(70, 71, hostIP="192.0.2.1")).result()
+    node.call("ADD", tcp(8081, 80), number=1).result()
+    bare = {"cniVersion": "1.1.0", "name": "net1", "type": "portmap"}
+    for _ in range(2):
+        assert Call(portmap.PLUGIN, "DEL", bare).succeeded()
+    listed = sh("nft list table inet cnikit_portmap")
+    assert "net1/c1/" not in listed
+    assert listed.count('comment "cni:net1/c2/') == 5
+
+
+def test_del_where_nothing_was_ever_added(host: str) -> None:
+    assert host
+    assert Call(portmap.PLUGIN, "DEL", config()).succeeded()
+    assert sh("nft list ruleset") == ""
+
+
+def test_gc_keeps_what_is_listed(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80)).result()
+    node.call("ADD", tcp(8081, 80), number=1).result()
+    valid = [{"containerID": "c2", "ifname": "eth0"}]
+    conf = {"cniVersion": "1.1.0", "name": "net1", "type": "portmap", "cni.dev/valid-attachments": valid}
+    assert Call(portmap.PLUGIN, "GC", conf).succeeded()
+    listed = sh("nft list table inet cnikit_portmap")
+    assert "net1/c1/" not in listed
+    assert "net1/c2/" in listed
+
+
+CHANGES = {
+    "flush ruleset": "table inet cnikit_portmap is gone, or empty",
+    "flush chain inet cnikit_portmap published": "has not the rules it should in chain published",
+    "flush chain inet cnikit_portmap loopback": "has not the rules it should in chain loopback",
+    "flush map inet cnikit_portmap ports4": "there is no element inet cnikit_portmap ports4 { tcp . 8080 }",
+    "flush set inet cnikit_portmap masquerade4": "{ 10.11.0.2 . 10.11.0.0/24 }",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_check_finds_what_is_gone(node: Node, change: str) -> None:
+    node.call("ADD", tcp(8080, 80)).result()
+    assert node.call("CHECK", tcp(8080, 80)).succeeded()
+    sh(f"nft '{change}'")
+    code, msg = node.call("CHECK", tcp(8080, 80)).error()
+    assert code == 101
+    assert CHANGES[change] in msg
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_next_add_mends_the_table(node: Node, change: str) -> None:
+    node.call("ADD", tcp(8081, 80), number=1).result()
+    sh(f"nft '{change}'")
+    node.call("ADD", tcp(8080, 80)).result()
+    assert node.call("CHECK", tcp(8080, 80)).succeeded()
+
+
+def test_status(host: str) -> None:
+    assert host
+    assert Call(portmap.PLUGIN, "STATUS", config()).succeeded()
+
+
+def test_without_mappings_nothing_is_made(node: Node) -> None:
+    assert node.call("ADD").result() == node.results[0]
+    assert "cnikit_portmap" not in sh("nft list tables")
+
+
+BAD = {
+    "hostPort 0": (tcp(0, 80), "runtimeConfig.portMappings[0].hostPort: 0 is not in 1..65535"),
+    "hostPort too large": (tcp(65536, 80), "runtimeConfig.portMappings[0].hostPort: 65536 is not in 1..65535"),
+    "containerPort 0": (tcp(80, 0), "runtimeConfig.portMappings[0].containerPort: 0 is not in 1..65535"),
+    "no hostPort": ({"containerPort": 1}, "runtimeConfig.portMappings[0].hostPort: is missing"),
+    "protocol": ({**tcp(1, 1), "protocol": "icmp"}, "runtimeConfig.portMappings[0].protocol: 'icmp' is none of"),
+    "no address": (tcp(1, 1, hostIP="here"), "runtimeConfig.portMappings[0].hostIP: 'here' is not an IP address"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_mappings(node: Node, case: str) -> None:
+    mapping, why = BAD[case]
+    code, msg = node.call("ADD", mapping).error()
+    assert code == 7
+    assert why in msg
+    assert "cnikit_portmap" not in sh("nft list tables")
+
+
+def test_a_family_the_container_lacks(node: Node) -> None:
+    node.results[0]["ips"] = node.results[0]["ips"][:1]
+    code, msg = node.call("ADD", tcp(8080, 80, hostIP="2001:db8::1")).error()
+    assert (code, "hostIP 2001:db8::1 of port 8080: the container has no IPv6 address" in msg) == (7, True)
+    assert "cnikit_portmap" not in sh("nft list tables")
+
+
+def test_one_port_cannot_lead_to_two(node: Node) -> None:
+    assert "tcp port 8080 is to lead to two ports" in node.call("ADD", tcp(8080, 80), tcp(8080, 81)).error()[1]
+
+
+def test_it_must_be_chained(node: Node) -> None:
+    for verb in ("ADD", "CHECK"):
+        code, msg = Call(portmap.PLUGIN, verb, config(tcp(1, 1)), CNI_NETNS=node.containers[0]).error()
+        assert (code, msg) == (7, "prevResult: is missing: must be called as chained plugin")
+
+
+ROWS = [
+    ("alone", [(80, 80)], [(80, 80, 1)]),
+    ("two", [(80, 80), (81, 81)], [(80, 80, 2)]),
+    ("in any order", [(82, 82), (80, 80), (81, 81)], [(80, 80, 3)]),
+    ("a gap", [(80, 80), (82, 82)], [(80, 80, 1), (82, 82, 1)]),
+    ("other numbers inside", [(80, 90), (81, 91)], [(80, 90, 1), (81, 91, 1)]),
+    ("given twice", [(80, 80), (80, 80)], [(80, 80, 1)]),
+]
+
+
+@pytest.mark.parametrize(("given", "joined"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_in_a_row(given: list[tuple[int, int]], joined: list[tuple[int, int, int]]) -> None:
+    made = portmap.in_a_row([portmap.Mapping("tcp", *ports) for ports in given])
+    assert [(m.host_port, m.container_port, m.count) for m in made] == joined
+
+
+def test_the_plan() -> None:
+    environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/n", "CNI_IFNAME": "eth0"}
+    conf = portmap.parse(request.parse(environ, json.dumps(config(tcp(8080, 80))).encode))
+    _, *rest = portmap.plan(conf, ("10.11.0.2/24",), "cni:net1/c1/eth0", "br1")
+    assert render(rest, "") == (
+        "nft add 'element inet cnikit_portmap ports4 { tcp . 8080 comment \"cni:net1/c1/eth0\" : 10.11.0.2 . 80 }'\n"
+        "nft add 'element inet cnikit_portmap masquerade4 { 10.11.0.2 . 10.11.0.0/24 comment \"cni:net1/c1/eth0\" }'\n"
+        "nft add 'element inet cnikit_portmap masquerade4 { 10.11.0.2 . 127.0.0.0/8 comment \"cni:net1/c1/eth0\" }'\n"
+        "sysctl -w net/ipv4/conf/br1/route_localnet=1\n"
+    )
+
+
+def test_a_udp_flow_that_began_before_follows_the_port(node: Node) -> None:
+    """On ADD the flow is led to the container, on DEL to the host: conntrack remembers neither."""
+    client = udp_socket(node.outside, "192.0.2.2", 4000)
+    with (
+        client,
+        server(node.host, "0.0.0.0", 5353, UDP) as before,
+        server(node.containers[0], "0.0.0.0", 53, UDP) as after,
+    ):
+        for verb, listening in (("", before), ("ADD", after), ("DEL", before)):
+            if verb:
+                assert node.call(verb, udp(5353, 53)).status == 0
+            client.sendto(b"ping", ("192.0.2.1", 5353))
+            assert arrived(listening), verb
