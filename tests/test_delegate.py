@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posix
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_a_file_that_cannot_be_executed(tmp_path: Path) -> None:
 def test_a_file_that_is_just_being_written_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path, "fake", "true")
     with (tmp_path / "fake").open("r+b") as writing:
-        monkeypatch.setattr(delegate, "sleep", lambda _: writing.close())
+        monkeypatch.setattr(time, "sleep", lambda _: writing.close())
         assert delegate.serve(asked(str(tmp_path), {"type": "fake"}), "DEL") is None
     assert writing.closed
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import posix
 import sys
-from time import sleep
 
 from cnikit import jsontext, result, spec
 from cnikit.errors import CniError, invalid_config, invalid_environment
@@ -174,6 +173,8 @@ def _spawn(path: str, environ: dict[str, str], actions: list[tuple[int, int, int
             # Somebody is just writing it: an installation under running calls.
             if e.errno != ETXTBSY or attempt == _BUSY_TRIES - 1:
                 raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {path} cannot be run: {e.strerror}") from None
+        from time import sleep
+
         sleep(_BUSY_PAUSE)
     raise AssertionError("the last try returns or raises")
 
