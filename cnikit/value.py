@@ -30,23 +30,25 @@ class Value:
     """Base of all records. Compared by fields; never changed after it is made."""
 
     _fields: ClassVar[tuple[str, ...]] = ()
-    _names: ClassVar[frozenset[str]] = frozenset()
     _defaults: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
         """Collect the field names from the annotations, inherited ones first, and their defaults."""
-        own = cls.__dict__.get("__annotations__", ())
-        cls._fields = tuple(dict.fromkeys((*cls._fields, *own)))
-        cls._names = frozenset(cls._fields)
-        cls._defaults = {name: getattr(cls, name) for name in cls._fields if hasattr(cls, name)}
+        own = cls.__dict__
+        cls._fields = tuple(dict.fromkeys((*cls._fields, *own.get("__annotations__", ()))))
+        # hasattr() would take most of a class's making: what it does not find becomes an exception, with its text.
+        cls._defaults = {**cls._defaults, **{name: own[name] for name in cls._fields if name in own}}
 
     def __init__(self, *values: Any, **named: Any) -> None:
         """Take the fields in order or by name. Raises TypeError where a function with these parameters would."""
-        given = dict(zip(self._fields, values, strict=False), **named)
+        own, fields = self.__dict__, self._fields
         # Defaults go into the instance too: read through the class, a function would become a method.
-        self.__dict__.update({**self._defaults, **given})
-        if len(given) < len(values) + len(named) or self.__dict__.keys() != self._names:
-            raise TypeError(f"{type(self).__name__} has the fields {self._fields}, not {values} {named}")
+        own.update(self._defaults)
+        own.update(zip(fields, values, strict=False))
+        own.update(named)
+        known = not named or named.keys() <= set(fields[len(values) :])
+        if len(values) > len(fields) or len(own) < len(fields) or not known:
+            raise TypeError(f"{type(self).__name__} has the fields {fields}, not {values} {named}")
 
     def __setattr__(self, name: str, _: object) -> None:
         """Refuse; see replace()."""

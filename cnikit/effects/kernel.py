@@ -7,7 +7,6 @@ sysctls do, as /proc/sys/net is that of the reader.
 from __future__ import annotations
 
 import posix
-from time import monotonic, sleep
 
 from cnikit import spec
 from cnikit.address import parse_cidr, parse_mac
@@ -309,6 +308,8 @@ class Kernel:
         return self._conntrack
 
     def _wait(self, what: Carrier | Settled, patience: float) -> Refusal | None:
+        from time import monotonic, sleep  # reads the machine's time zone, which few calls need
+
         deadline, pause = monotonic() + patience, 0.0005
         while True:
             self._forget(what.name)

@@ -1,0 +1,93 @@
+"""The first script of a lean executable: readies the interpreter for the second one, the plugin.
+
+The bootloader that build.sh makes starts the interpreter's core only: built-in modules, and their importer. The other
+half of a start (looking for files, codecs, streams, signals) takes a fifth of a call and no plugin needs it before
+something is wrong. So what a plugin needs is found here, and whatever else it imports completes the interpreter first.
+PyInstaller's own bootloader has started all of it; then this finds the same modules sooner.
+"""
+
+import _imp
+import builtins
+import gc
+import marshal
+import posix
+import sys
+from _frozen_importlib import ModuleSpec
+
+
+class Module(type(sys)):
+    """A module whose attributes are looked up like any object's: `from` asks each for a __path__ first.
+
+    In an ordinary module, what is not there becomes an exception, with its text, before it is forgotten.
+    """
+
+    __getattribute__ = object.__getattribute__
+
+
+class Held:
+    """Finds and loads what executables.spec has chosen: extension modules by their file, others by their code."""
+
+    @staticmethod
+    def find_spec(name, path, target=None):
+        """Return the specification of a module held here; for any other see that the interpreter looks for files."""
+        if name in extensions:
+            return ModuleSpec(name, Held, origin=f"{sys.prefix}/{extensions[name]}")
+        if name in later:
+            return ModuleSpec(name, Held)
+        if sys.meta_path[-1] is Held:
+            complete()  # puts the importer for files behind this one, where it is asked next
+        return None
+
+    @staticmethod
+    def create_module(spec):
+        """Return a new module, None for an ordinary one."""
+        return _imp.create_dynamic(spec) if spec.origin else None
+
+    @staticmethod
+    def exec_module(module):
+        """Fill a new module."""
+        if module.__name__ in later:
+            exec(later[module.__name__], module.__dict__)
+        else:
+            _imp.exec_dynamic(module)
+
+
+def complete():
+    """Start the interpreter's other half. Like all of its functions this one is in reach of ctypes."""
+    from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_PYTHONAPI, CFuncPtr, Structure, _SimpleCData, dlopen, dlsym
+
+    class Int(_SimpleCData):
+        _type_ = "i"
+
+    class Text(_SimpleCData):
+        _type_ = "z"
+
+    class Status(Structure):
+        _fields_ = (("kind", Int), ("function", Text), ("message", Text), ("code", Int))
+
+    class Function(CFuncPtr):
+        _flags_ = FUNCFLAG_CDECL | FUNCFLAG_PYTHONAPI
+        _restype_ = Status
+
+    status = Function(dlsym(dlopen(None, 0), "_Py_InitializeMain"))()
+    if status.kind:
+        raise ImportError(f"the interpreter cannot be completed: {status.message}")
+
+
+__builtins__ = builtins  # C code that imports looks here for how
+gc.disable()  # garbage has no time to gather in a process this short
+sys.frozen = True
+sys.prefix = sys._MEIPASS
+fd = posix.open(f"{sys.prefix}/NAME.modules", posix.O_RDONLY | posix.O_CLOEXEC)  # executables.spec puts the name
+extensions, later, modules = marshal.loads(posix.read(fd, posix.fstat(fd).st_size))
+posix.close(fd)
+# Before the importer for files, if there is one already.
+sys.meta_path.insert(2, Held)
+for name, package, code in modules:
+    sys.modules[name] = module = Module(name)
+    if package:
+        module.__path__ = [sys.prefix + package]
+    exec(code, module.__dict__)
+    parent, _, child = name.rpartition(".")
+    if parent in sys.modules:
+        setattr(sys.modules[parent], child, module)
