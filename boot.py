@@ -47,7 +47,7 @@ class Held:
     def exec_module(module):
         """Fill a new module."""
         if module.__name__ in later:
-            exec(later[module.__name__], module.__dict__)
+            exec(marshal.loads(later[module.__name__]), module.__dict__)
         else:
             _imp.exec_dynamic(module)
 

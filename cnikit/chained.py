@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from cnikit import ownership, spec
 from cnikit.effects.kernel import World
-from cnikit.errors import CniError, collected, invalid_config
+from cnikit.errors import CniError, invalid_config
 from cnikit.objects import HOST
-from cnikit.plan import remove, verify
-from cnikit.ruleset import UNLINKED, stale
+from cnikit.plan import verify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cnikit.netlink.nftables import Table
     from cnikit.plan import Step
     from cnikit.request import Request
@@ -42,18 +43,10 @@ def comment(request: Request, world: World) -> str:
     """Return what the attachment's elements are marked with: its tag, and whether a link of ours proves it alive."""
     tag = ownership.tag(request.attachment)
     links = [world[HOST].link(name) for name in ownership.host_ends(request.attachment)]
-    return tag if any(link and link.alias == tag for link in links) else tag + UNLINKED
+    return tag if any(link and link.alias == tag for link in links) else tag + ownership.UNLINKED
 
 
-def collect(tables: tuple[Table, ...], request: Request) -> None:
-    """GC: take away the elements of attachments nobody lists."""
-    with World() as world:
-        faults = remove(stale(tables, request, world), world)
-    if faults:
-        raise collected(faults, "GC")
-
-
-def check(plan: tuple[Step, ...], world: World) -> None:
+def check(plan: Iterable[Step], world: World) -> None:
     """CHECK: raise CniError (101) when the kernel does not have what the plan made."""
     faults = verify(plan, world)
     if faults:

@@ -17,10 +17,9 @@ from cnikit.effects import delegate
 from cnikit.effects.kernel import World, open_world
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.objects import CONTAINER, HOST, Device
-from cnikit.plan import Del, Ensure, Step, apply, preflight, remove, verify
+from cnikit.plan import Del, Ensure, Step, apply, mend, preflight, remove, verify
 from cnikit.plugin import Plugin
 from cnikit.result import IP, Interface, Result
-from cnikit.ruleset import owned, stale
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -28,19 +27,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from cnikit.fields import Fields
-    from cnikit.netlink.nftables import Table
     from cnikit.netlink.rtnetlink import Link
-    from cnikit.request import Request
+    from cnikit.request import Attachment, Request
 
 
 class Ends(Value):
     """What an interface of a container is made of, by name: links of the host's, the last one its veth's host end."""
 
-    ifname: str
+    attachment: Attachment
     sandbox: str
     host_end: str
-    tag: str
+
+    @property
+    def ifname(self) -> str:
+        """Return the name of the container's end."""
+        return self.attachment.ifname
+
+    @property
+    def tag(self) -> str:
+        """Return what its links and rules are marked with."""
+        return ownership.tag(self.attachment)
 
 
 class InterfaceKind(Value):
@@ -50,7 +56,7 @@ class InterfaceKind(Value):
     settle: what IPAM gave, completed by what the configuration says (gateways, routes, dns).
     plan: the steps that make it; with an empty Result, before IPAM was asked, those for the links.
     host_links: the names of the host's links that the result lists.
-    tables: the nftables tables that hold elements of an attachment with that configuration, whatever else is in it.
+    leavings: the steps that take away what is beside the links: the attachment's on DEL, on GC what nobody lists.
     """
 
     name: str
@@ -58,11 +64,11 @@ class InterfaceKind(Value):
     settle: Callable[[Any, Result], Result]
     plan: Callable[[Any, Result, Ends], tuple[Step, ...]]
     host_links: Callable[[Any, Ends], tuple[str, ...]]
-    tables: Callable[[Fields], tuple[Table, ...]]
+    leavings: Callable[[Request, World], list[Step]]
 
 
 def interface(kind: InterfaceKind) -> Plugin:
-    """Make the plugin: the five verbs of an interface kind."""
+    """Make the plugin: the verbs of an interface kind."""
     return Plugin(
         kind.name,
         add=lambda request: _add(kind, request),
@@ -70,6 +76,7 @@ def interface(kind: InterfaceKind) -> Plugin:
         check=lambda request: _check(kind, request),
         gc=lambda request: _gc(kind, request),
         status=lambda request: _status(kind, request),
+        repair=lambda request: _repair(kind, request),
     )
 
 
@@ -126,7 +133,7 @@ def _new_ends(request: Request, world: World) -> Ends:
     for name in names:
         link = world[HOST].link(name)
         if link is None or link.alias == tag:
-            return Ends(request.attachment.ifname, request.netns, name, tag)
+            return Ends(request.attachment, request.netns, name)
     raise CniError(spec.TRY_AGAIN, f"the names {', '.join(names)} are all taken by other containers' interfaces")
 
 
@@ -177,7 +184,7 @@ def _detach(kind: InterfaceKind, request: Request) -> list[CniError]:
     except CniError as e:
         unusable, world = [e], World()
     with world:
-        faults = remove(owned(kind.tables(request.config), ownership.tag(request.attachment), world), world)
+        faults = remove(kind.leavings(request, world), world)
         ends = _host_ends(request, world)
         return faults + remove(ends or _container_end(request, world), world) + ([] if ends else unusable)
 
@@ -210,10 +217,7 @@ def _delegated(request: Request, verb: str, faults: list[CniError]) -> None:
 
 
 def _check(kind: InterfaceKind, request: Request) -> None:
-    conf = kind.parse(request)
-    previous = request.prev_result()
-    if previous is None:
-        raise invalid_config("prevResult", "is missing, and CHECK compares with it")
+    conf, previous = kind.parse(request), _previous(request)
     with open_world(request) as world:
         ends = _found_ends(kind, conf, request, previous)
         leases = kind.settle(conf, _of_interface(previous, ends.ifname, world))
@@ -226,10 +230,24 @@ def _check(kind: InterfaceKind, request: Request) -> None:
         raise CniError(spec.CHECK_FAILED, faults[0], "; ".join(faults[1:]))
 
 
+def _repair(kind: InterfaceKind, request: Request) -> tuple[str, ...]:
+    conf, previous = kind.parse(request), _previous(request)
+    with open_world(request) as world:
+        ends = _found_ends(kind, conf, request, previous)
+        leases = kind.settle(conf, _of_interface(previous, ends.ifname, world))
+        return mend(kind.plan(conf, leases, ends), world)
+
+
+def _previous(request: Request) -> Result:
+    previous = request.prev_result()
+    if previous is None:
+        raise invalid_config("prevResult", "is missing, and CHECK compares with it")
+    return previous
+
+
 def _found_ends(kind: InterfaceKind, conf: Any, request: Request, previous: Result) -> Ends:
     """Return the names as ADD gave them: the reference's host ends have random ones."""
-    tag = ownership.tag(request.attachment)
-    usual = Ends(request.attachment.ifname, request.netns, ownership.host_ends(request.attachment)[0], tag)
+    usual = Ends(request.attachment, request.netns, ownership.host_ends(request.attachment)[0])
     shared = [name for name in kind.host_links(conf, usual) if name != usual.host_end]
     listed = [link.name for link in previous.interfaces if not link.sandbox and not spec.ifname_fault(link.name)]
     ours = [name for name in listed if name in ownership.host_ends(request.attachment)]
@@ -268,7 +286,7 @@ def _gc(kind: InterfaceKind, request: Request) -> None:
     faults: list[CniError] = []
     keep = ownership.kept(request)
     with World() as world:
-        faults += remove(stale(kind.tables(request.config), request, world), world)
+        faults += remove(kind.leavings(request, world), world)
         links = [
             Del(Device(HOST, link.name))
             for link in world[HOST].links()
@@ -282,7 +300,7 @@ def _gc(kind: InterfaceKind, request: Request) -> None:
 
 def _status(kind: InterfaceKind, request: Request) -> None:
     conf = kind.parse(request)
-    shared = [step for step in kind.plan(conf, Result(), Ends("", "", "", "")) if isinstance(step, Ensure)]
+    shared = [step for step in kind.plan(conf, Result(), Ends(request.attachment, "", "")) if isinstance(step, Ensure)]
     try:
         with World() as world:
             preflight(shared, world)

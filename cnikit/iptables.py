@@ -20,14 +20,10 @@ from __future__ import annotations
 from cnikit.address import format_cidr, network, parse_cidr, parse_ip
 from cnikit.errors import invalid_config
 from cnikit.objects import HOST, Object, Remove
+from cnikit.ownership import reference_chain
 from cnikit.plan import Add, Del, Set, Step
 from cnikit.request import Attachment
 from cnikit.value import Value
-
-try:
-    from _sha2 import sha512  # type: ignore[import-not-found]
-except ImportError:  # Python 3.11. hashlib takes 5 ms to import.
-    from _sha512 import sha512  # type: ignore[import-not-found]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,6 +157,7 @@ class Rules(Object):
     private: chains that, with all that leads to them, are the attachment's alone, and own: its rules.
     sources: where the private chain may serve other interfaces of the container, too: the addresses ("10.1.0.7/32")
     this one's jumps match; when the last jump has gone, the chain goes.
+    variant: "-legacy" for the tables that are not nftables', whatever the host's usual iptables is.
     """
 
     version: int
@@ -169,8 +166,14 @@ class Rules(Object):
     private: tuple[str, ...] = ()
     own: tuple[Rule, ...] = ()
     sources: tuple[str, ...] = ()
+    variant: str = ""
 
-    transaction = "iptables"
+    @property
+    def transaction(self) -> str:  # type: ignore[override]
+        """Return what makes neighbours of this kind as one."""
+        return f"iptables{self.variant}"
+
+    mendable = True
 
     def make(self, edit: Edit) -> None:
         """Bring it about."""
@@ -222,10 +225,10 @@ class Rules(Object):
 
     def _here(self, edit: Edit) -> str:
         lines = "".join(f"{line}\n" for line in edit.lines)
-        return f"{PROGRAMS[self.version]}-restore --noflush -w <<'END'\n*{self.name}\n{lines}COMMIT\nEND"
+        return f"{PROGRAMS[self.version]}{self.variant}-restore --noflush -w <<'END'\n*{self.name}\n{lines}COMMIT\nEND"
 
     def fault(self, world: World) -> str:
-        found = world[self.where].chains(self.version, self.name)
+        found = world[self.where].chains(self.version, self.name, self.variant)
         table = f"{PROGRAMS[self.version]}: table {self.name}"
         for chain in (*self.chains, *self.private):
             if chain not in found:
@@ -283,7 +286,7 @@ def masquerade_removal(attachment: Attachment, ips: Iterable[IP] = ()) -> tuple[
 
 
 def _masquerade(attachment: Attachment, version: int, cidrs: list[tuple[bytes, int]]) -> Rules:
-    chain = _chain("CNI-", attachment)
+    chain = reference_chain("CNI-", attachment)
     comment = _comment(f'name: "{attachment.network}" id: "{attachment.container}"')
     own: list[Rule] = []
     for packed, length in cidrs:
@@ -323,7 +326,7 @@ def port_mappings(
         _check_chain("externalSetMarkChain", options.set_mark_chain)
     _check_conditions("conditionsV4", options.conditions_v4)
     _check_conditions("conditionsV6", options.conditions_v6)
-    chain = _chain("CNI-DN-", attachment)
+    chain = reference_chain("CNI-DN-", attachment)
     shared_chains, shared = _hostport(options)
     steps: list[Step] = []
     for cidr in addresses if mappings else ():
@@ -339,7 +342,7 @@ def port_mappings(
 
 def port_mappings_removal(attachment: Attachment) -> tuple[Step, ...]:
     """Return the steps of its DEL, whatever was mapped; CNI-SN- chains are from older references."""
-    chains = (_chain("CNI-DN-", attachment), _chain("CNI-SN-", attachment))
+    chains = (reference_chain("CNI-DN-", attachment), reference_chain("CNI-SN-", attachment))
     return tuple(Del(Rules(HOST, "nat", version, private=chains)) for version in PROGRAMS)
 
 
@@ -514,11 +517,6 @@ def _by_version(ips: Iterable[IP]) -> list[tuple[int, list[tuple[bytes, int]]]]:
 
 def _host(packed: bytes) -> str:
     return format_cidr(packed, len(packed) * 8)
-
-
-def _chain(prefix: str, attachment: Attachment) -> str:
-    digest = sha512((attachment.network + attachment.container).encode()).hexdigest()
-    return f"{prefix}{digest}"[:LONGEST_CHAIN]
 
 
 def _comment(text: str) -> str:

@@ -64,6 +64,9 @@ if TYPE_CHECKING:
         def rules(self, table: Table) -> Sequence[tuple[str, str]]:
             """Return chain and comment of the rules of an nftables table, none when there is no such table."""
 
+        def has_chain(self, table: str, name: str) -> bool:
+            """Tell whether iptables has a chain, of either family and variant. Raises CniError (7) without iptables."""
+
         def dropping(self, hook: str) -> Sequence[tuple[str, str, str]]:
             """Return family, table and name of the nftables chains on a hook that drop what they do not accept."""
 
@@ -73,8 +76,14 @@ if TYPE_CHECKING:
         def elements(self, table: Table, prefix: str) -> Sequence[Element]:
             """Return the elements of a table's sets whose comment begins so."""
 
-        def chains(self, version: int, table: str) -> Chains:
-            """Return the rules of each chain of an iptables table, version 4 or 6."""
+        def chains(self, version: int, table: str, variant: str = "") -> Chains:
+            """Return the rules of each chain of an iptables table, version 4 or 6, variant "" or "-legacy"."""
+
+        def legacy(self, table: str) -> Sequence[int]:
+            """Return the families (4, 6) that have a table of the legacy iptables, which nftables does not show."""
+
+        def unreadable(self, rules: Sequence[str]) -> str:
+            """Return why nft does not understand rules, "" when it does. Raises CniError (7) where there is no nft."""
 
         def has_source(self, zone: str, cidr: str) -> bool:
             """Tell whether an address is a source of a zone of firewalld's. Raise CniError when there is no such."""
@@ -116,6 +125,8 @@ class Object(Value):
 
     # What makes neighbours of this kind as one transaction; "" where each is made by itself.
     transaction = ""
+    # Whether repair puts it back when it has gone.
+    mendable = False
 
     def command(self) -> str:
         """Return the command line that makes it."""
@@ -567,6 +578,8 @@ class Sysctl(Object):
     before: the value its removal puts back; None where there is none to put back.
     """
 
+    mendable = True
+
     value: str
     optional: bool = False
     before: str | None = None
@@ -615,6 +628,8 @@ class StaleFlows(Object):
 
 class ZoneSource(Object):
     """An address ("10.88.0.5/32") that is a source of firewalld's zone name, and so has the zone's rules."""
+
+    mendable = True
 
     cidr: str
 

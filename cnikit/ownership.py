@@ -10,9 +10,16 @@ from _blake2 import blake2s
 
 from cnikit.request import Attachment, Request
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # nft's comments hold 127 bytes and a NUL (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN), ifalias 255; one tag for both.
 LONGEST_TAG = 127
 LONGEST_PART = 40
+
+# Behind the tag of an attachment whose interface another suite made: no link of ours proves it alive.
+UNLINKED = " (unlinked)"
 
 # Two host ends would share a name once in 2**32; then the second name is taken.
 _TRIES = 2
@@ -31,10 +38,32 @@ def network_tags(network: str) -> tuple[str, str]:
     return f"cni:{network}/", f"cni:{_short(network)}/"
 
 
+def same_container(one: str, other: str) -> bool:
+    """Tell whether two tags are about one container, on whatever networks."""
+
+    def container(owner: str) -> str:
+        part = owner.rsplit("/", 2)[-2] if owner.count("/") >= 2 else owner
+        return part if part.startswith("~") else _short(part)
+
+    return container(one) == container(other)
+
+
 def kept(request: Request) -> frozenset[str]:
     """Return the tags of the attachments that GC shall keep."""
     valid = request.valid_attachments()
     return frozenset(tag(request.attachment.replace(container=cid, ifname=ifname)) for cid, ifname in valid)
+
+
+def outdated(request: Request) -> Callable[[str], bool]:
+    """Return what tells of a tag whether its owner's things are to go.
+
+    On DEL they are the attachment's own, on GC all of the network's but those to keep.
+    """
+    if request.verb != "GC":
+        whole = tag(request.attachment)
+        return lambda owner: owner.removesuffix(UNLINKED) == whole
+    keep, network = kept(request), network_tags(request.attachment.network)
+    return lambda owner: owner.startswith(network) and owner.removesuffix(UNLINKED) not in keep
 
 
 def host_ends(attachment: Attachment) -> tuple[str, ...]:
@@ -54,3 +83,18 @@ def names_of(owner: str) -> tuple[str, ...]:
 def _short(part: str) -> str:
     # "~" is in no name, so a hash is never taken for one.
     return part if len(part) <= LONGEST_PART else "~" + blake2s(part.encode(), digest_size=16).hexdigest()
+
+
+def digest(text: str) -> str:
+    """Return the hex digits by which the reference names what it makes."""
+    try:
+        from _sha2 import sha512  # type: ignore[import-not-found]
+    except ImportError:  # Python 3.11. hashlib takes 5 ms to import.
+        from _sha512 import sha512  # type: ignore[import-not-found]
+    digits: str = sha512(text.encode()).hexdigest()
+    return digits
+
+
+def reference_chain(prefix: str, attachment: Attachment) -> str:
+    """Return the name of the reference's iptables chain for a container on a network, of 28 characters at most."""
+    return f"{prefix}{digest(attachment.network + attachment.container)}"[:28]

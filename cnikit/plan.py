@@ -17,7 +17,7 @@ from posix import strerror
 
 from cnikit import spec
 from cnikit.errors import CniError
-from cnikit.objects import CONTAINER, Change, Object, Remove, Sysctl
+from cnikit.objects import CONTAINER, HOST, Change, Make, Object, Remove, Sysctl
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -154,14 +154,45 @@ def undo(added: list[Object], world: World) -> list[str]:
 
 
 def remove(plan: Iterable[Step], world: World) -> list[CniError]:
-    """Do a plan of Dels to its end; return what went wrong."""
-    faults = []
-    for step in plan:
-        change = Remove(step.what)
-        refusal = world[step.what.where].change((change,))[0]
-        if refusal:
-            faults.append(refused(change, refusal))
+    """Do a clean-up to its end; return what went wrong.
+
+    What can be one transaction is; when that fails, each is tried by itself.
+    """
+    faults: list[CniError] = []
+    for steps in _together(plan):
+        changes = [Remove(step.what) if isinstance(step, Del) else Make(step.what) for step in steps]
+        there = world[steps[0].what.where]
+        if len(changes) == 1 or any(there.change(changes)):
+            faults += [refused(change, why) for change in changes for why in there.change((change,)) if why]
     return faults
+
+
+def _together(plan: Iterable[Step]) -> Iterator[list[Step]]:
+    """Split a clean-up into what is one transaction, and single steps."""
+    together: list[Step] = []
+    for step in plan:
+        kind = step.what.transaction
+        if together and not (kind and kind == together[0].what.transaction):
+            yield together
+            together = []
+        together.append(step)
+    if together:
+        yield together
+
+
+def mend(plan: Iterable[Step], world: World) -> tuple[str, ...]:
+    """Put back what the plan made and is gone, interfaces and what is in the container excepted.
+
+    Return the command lines of what was put back. Raises CniError.
+    """
+    done: list[str] = []
+    for step in plan:
+        what = step.what
+        wanting = what.mendable and what.where == HOST and not _is_optional(what)
+        if wanting and (isinstance(step, Del) or what.fault(world)):
+            _do([step], world, [])
+            done.append(what.removal() if isinstance(step, Del) else what.command())
+    return tuple(done)
 
 
 def refused(change: Change, refusal: Refusal) -> CniError:
@@ -176,7 +207,8 @@ def refused(change: Change, refusal: Refusal) -> CniError:
 
 def verify(plan: Iterable[Step], world: World) -> list[str]:
     """Return what the kernel does not have as the plan made it."""
-    faults = [step.what.fault(world) for step in plan if not _is_optional(step.what)]
+    wanted = (step.what for step in plan if not isinstance(step, Del))
+    faults = [what.fault(world) for what in wanted if not _is_optional(what)]
     return [fault for fault in faults if fault]
 
 

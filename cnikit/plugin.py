@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class Plugin(Value):
-    """A plugin's verbs. Each raises CniError when it fails; DEL and GC finish what they can first."""
+    """A plugin's verbs. Each raises CniError when it fails; DEL and GC finish what they can first.
+
+    repair is none of the protocol's: with the request a CHECK would be, it puts back what is gone and no interface,
+    and returns the command lines of that.
+    """
 
     name: str
     add: Callable[[Request], Result]
@@ -21,6 +25,7 @@ class Plugin(Value):
     check: Callable[[Request], None]
     gc: Callable[[Request], None]
     status: Callable[[Request], None]
+    repair: Callable[[Request], tuple[str, ...]] = lambda _: ()
 
     def serve(self, request: Request) -> Result | None:
         """Run the verb the request asks for; only ADD has a result."""

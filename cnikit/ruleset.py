@@ -10,6 +10,7 @@ from cnikit import ownership, spec
 from cnikit.errors import CniError
 from cnikit.netlink import nftables
 from cnikit.objects import HOST, Make, Object, Remove
+from cnikit.ownership import UNLINKED
 from cnikit.plan import Del
 
 TYPE_CHECKING = False
@@ -21,14 +22,13 @@ if TYPE_CHECKING:
     from cnikit.objects import Change, World
     from cnikit.request import Request
 
-UNLINKED = " (unlinked)"
-
 
 class Ruleset(Object):
     """A table with its sets, chains and rules; name is the table's."""
 
     table: Table
     transaction = "nftables"
+    mendable = True
 
     def command(self) -> str:
         return f"nft -f - <<'END'\n{nftables.written(self.table)}END"
@@ -49,6 +49,7 @@ class Appended(Object):
     table: Table
     rule: Rule
     transaction = "nftables"
+    mendable = True
 
     def command(self) -> str:
         verb, _, chain = self.rule.text.partition(" ")
@@ -70,12 +71,30 @@ class Appended(Object):
         return [*made, nftrules.new_rule(self.table, self.name, self.rule)]
 
 
+class Foreign(Object):
+    """Rules of another suite's, to be deleted; name is their chain. Their comments begin so, or are so as a whole."""
+
+    table: Table
+    comment: str
+    whole: bool = False
+    transaction = "nftables"
+
+    def removal(self) -> str:
+        place = f"{self.table.family} {self.table.name} {self.name}"
+        return f"# delete the rules of {place} with the comment {self.comment}: nft -a list chain {place}"
+
+    def matches(self, comment: str) -> bool:
+        """Tell whether a rule with that comment is one."""
+        return comment == self.comment if self.whole else comment.startswith(self.comment)
+
+
 class Member(Object):
     """An element of a set; name is the set's."""
 
     table: Table
     element: Element
     transaction = "nftables"
+    mendable = True
 
     def _text(self, data: str = "") -> str:
         kinds = self.table.set(self.name).key
@@ -147,22 +166,14 @@ def holds(found: Element, wanted: Element, world: World) -> bool:
     return any(link and link.alias == found.comment for link in links)
 
 
-def owned(tables: Iterable[Table], tag: str, world: World) -> list[Del]:
-    """Return the steps that take away an attachment's elements."""
-    return [step for step, whose in _tagged(tables, tag, world) if whose == tag]
-
-
-def stale(tables: Iterable[Table], request: Request, world: World) -> list[Del]:
-    """Return the steps that take away the elements of the network's attachments which GC is not to keep."""
-    keep, tables = ownership.kept(request), tuple(tables)
+def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Del]:
+    """Return the steps that take away the elements DEL, or GC, is to."""
+    whose, network = ownership.outdated(request), request.attachment.network
+    prefixes = ownership.network_tags(network) if request.verb == "GC" else (ownership.tag(request.attachment),)
     return [
-        step
-        for prefix in ownership.network_tags(request.attachment.network)
-        for step, whose in _tagged(tables, prefix, world)
-        if whose not in keep
+        Del(Member(HOST, element.set, table, element))
+        for table in tables
+        for prefix in prefixes
+        for element in world[HOST].elements(table, prefix)
+        if whose(element.comment)
     ]
-
-
-def _tagged(tables: Iterable[Table], prefix: str, world: World) -> list[tuple[Del, str]]:
-    found = [(table, element) for table in tables for element in world[HOST].elements(table, prefix)]
-    return [(Del(Member(HOST, element.set, table, element)), owner(element)) for table, element in found]

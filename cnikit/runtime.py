@@ -12,23 +12,31 @@
 
 Every verb raises CniError with the code its plugin gave, the plugin's type at the head of the message. As the
 specification wants it, the caller must not run two verbs for one container at the same time, nor GC of a network
-beside anything else on that network. Source: specification sections 2 and 3.
+beside anything else on that network. Source: specification sections 2 and 3; repair is this library's own.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cnikit import execution, jsontext, result, spec
+from cnikit import execution, jsontext, request, result, spec
 from cnikit.attachments import DEFAULT_FOLDER, Attachment, Cache, Cached
+from cnikit.effects import netns
+from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_environment
 from cnikit.fields import Fields
+from cnikit.main import without_bootloader
 from cnikit.networks import Network, Plugin
+from cnikit.objects import CONTAINER
+from cnikit.plugin import Plugin as OwnPlugin
 
-__all__ = ["Added", "Attachment", "Runtime"]
+__all__ = ["Added", "Attachment", "Repaired", "Runtime"]
 
 # The version since which DEL is given the result of the ADD.
 _DEL_WITH_RESULT = "0.4.0"
@@ -40,6 +48,17 @@ class Added:
 
     result: result.Result
     document: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What repair did for an attachment: by one of its plugins, or, without plugin, as a whole."""
+
+    attachment: Attachment
+    plugin: str = ""  # its type
+    restored: tuple[str, ...] = ()  # what was put back, as command lines
+    left_alone: str = ""  # why nothing could be put back, where that is as it should be
+    fault: CniError | None = None  # what is not as it should be still
 
 
 class Runtime:
@@ -93,16 +112,25 @@ class Runtime:
             return
         if why := network.declines("CHECK"):
             raise CniError(spec.INCOMPATIBLE_VERSION, f"{network.name} cannot be checked", why)
-        cached = self.cache.find(network.name, attachment)
-        attachment, previous = _recalled(attachment, cached), _previous_result(network, cached)
-        if not previous:
-            raise CniError(
-                spec.UNKNOWN_CONTAINER,
-                f"no result is cached of {attachment.ifname} of {attachment.container}",
-                "only what was added can be checked",
-            )
+        attachment, previous = self._as_added(network, attachment)
         for plugin in network.plugins:
             self._run("CHECK", network, plugin, attachment, previous)
+
+    def repair(self, network: Network, attachments: Iterable[Attachment] | None = None) -> tuple[Repaired, ...]:
+        """Put back what was taken from attachments behind the plugins' back: a flush of the host's ruleset does that.
+
+        attachments are all that the cache knows, where none are given. No interface is touched. This suite's plugins
+        do it inside this process and are then asked for CHECK, unless the network disables that; another suite's are
+        asked for CHECK only. All are gone through, whatever fails, and what became of each is returned, in order;
+        an attachment whose namespace is gone is left alone. Nothing may be added to or deleted from the network
+        meanwhile. Raises CniError (code 1) for a network that is too old for CHECK.
+        """
+        since = spec.SINCE["CHECK"]
+        if not spec.at_least(network.version, since):
+            why = f"cniVersion is {network.version}, plugins are told what they did since {since}"
+            raise CniError(spec.INCOMPATIBLE_VERSION, f"{network.name} cannot be repaired", why)
+        chosen = self.attachments(network) if attachments is None else attachments
+        return tuple(repaired for attachment in chosen for repaired in self._repair(network, attachment))
 
     def gc(self, network: Network, keep: Iterable[Attachment]) -> None:
         """Free everything of the network but what belongs to the attachments in keep.
@@ -149,6 +177,54 @@ class Runtime:
                 f"{attachment.ifname} of {attachment.container} is attached to {holder.network} already",
                 "delete that attachment first, or choose another interface name",
             )
+
+    def _as_added(self, network: Network, attachment: Attachment) -> tuple[Attachment, dict[str, Any]]:
+        """Return the attachment with what its ADD was given, and its result. Raises CniError (3) without a result."""
+        cached = self.cache.find(network.name, attachment)
+        attachment, previous = _recalled(attachment, cached), _previous_result(network, cached)
+        if not previous:
+            raise CniError(
+                spec.UNKNOWN_CONTAINER,
+                f"no result is cached of {attachment.ifname} of {attachment.container}",
+                "only what was added can be checked",
+            )
+        return attachment, previous
+
+    def _repair(self, network: Network, attachment: Attachment) -> list[Repaired]:
+        try:
+            attachment, previous = self._as_added(network, attachment)
+            _find_interface(attachment, _parsed(previous, network.version))
+        except FileNotFoundError:
+            return [Repaired(attachment, left_alone=f"{attachment.netns} is gone")]
+        except CniError as e:
+            return [Repaired(attachment, fault=e)]
+        return [self._repair_share(network, plugin, attachment, previous) for plugin in network.plugins]
+
+    def _repair_share(
+        self, network: Network, plugin: Plugin, attachment: Attachment, previous: Mapping[str, Any]
+    ) -> Repaired:
+        """Put back what one plugin made, if it is one of ours, and ask it whether all is well."""
+        done = Repaired(attachment, plugin.type)
+        try:
+            file = execution.find(plugin.type, self.path)
+            own = _own(plugin.type, file)
+            if own:
+                return _repair_by(own, self._asked(network, plugin, attachment, previous), done, network)
+            done = replace(done, left_alone=f"{file} is another suite's")
+            if not network.disable_check:
+                self._run("CHECK", network, plugin, attachment, previous)
+        except CniError as e:
+            return replace(done, fault=e)
+        return done
+
+    def _asked(
+        self, network: Network, plugin: Plugin, attachment: Attachment, previous: Mapping[str, Any]
+    ) -> request.Request:
+        """Return the CHECK that a plugin would be given."""
+        variables = {"CNI_COMMAND": "CHECK", "CNI_PATH": ":".join(self.path), **_variables(attachment)}
+        environ = {**without_bootloader(os.environ), **dict.fromkeys(spec.VARIABLES, ""), **variables}
+        config = _config(network, plugin, attachment, previous)
+        return request.parse(environ, jsontext.encode(config, indent=None).encode)
 
     def _add(
         self, network: Network, plugin: Plugin, attachment: Attachment, previous: Mapping[str, Any]
@@ -204,26 +280,78 @@ class Runtime:
         previous: Mapping[str, Any],
     ) -> bytes:
         """Run a verb that is about an attachment. previous is empty where there is no result yet."""
-        offered = {name: value for name, value in attachment.capabilities.items() if name in plugin.capabilities}
-        injected = {"runtimeConfig": offered, "prevResult": previous}
-        variables = {
-            "CNI_CONTAINERID": attachment.container,
-            "CNI_NETNS": attachment.netns,
-            "CNI_IFNAME": attachment.ifname,
-            "CNI_ARGS": ";".join(f"{key}={value}" for key, value in attachment.args),
-        }
-        request = _request(network, plugin, **{key: value for key, value in injected.items() if value})
-        return self._execute(verb, plugin, request, variables)
+        return self._execute(verb, plugin, _config(network, plugin, attachment, previous), _variables(attachment))
 
     def _execute(
-        self, verb: str, plugin: Plugin, request: Mapping[str, Any], variables: Mapping[str, str] | None = None
+        self, verb: str, plugin: Plugin, config: Mapping[str, Any], variables: Mapping[str, str] | None = None
     ) -> bytes:
         return execution.run(
             plugin.type,
             self.path,
-            jsontext.encode(request, indent=None).encode(),
+            jsontext.encode(config, indent=None).encode(),
             {"CNI_COMMAND": verb, "CNI_PATH": ":".join(self.path), **(variables or {})},
         )
+
+
+def _own(kind: str, file: str) -> OwnPlugin | None:
+    """Return the plugin whose executable this is, when a build of this suite is what lies there.
+
+    Of this very build, when that is what runs: another version's rules may be others.
+    """
+    real = Path(os.path.realpath(file))
+    runtime = Path(sys.prefix).name if hasattr(sys, "frozen") else ".cnikit-*"
+    entry = f"{kind} {real.stat().st_size}"
+    if not any(entry in listed.read_text().split("\n") for listed in real.parent.glob(f"{runtime}/executables")):
+        return None
+    try:
+        module = importlib.import_module("cnikit.plugins." + kind.replace("-", "_"))
+    except ModuleNotFoundError:
+        return None
+    own: OwnPlugin = module.PLUGIN
+    return own
+
+
+def _repair_by(own: OwnPlugin, asked: request.Request, done: Repaired, network: Network) -> Repaired:
+    try:
+        done = replace(done, restored=own.repair(asked))
+        if not network.disable_check:
+            own.check(asked)
+    except CniError as e:
+        return replace(done, fault=CniError(e.code, f"{own.name}: {e.msg}", e.details))
+    return done
+
+
+def _find_interface(attachment: Attachment, added: result.Result) -> None:
+    """Make sure that the container's interface is the one that was added: the netns may be another container's by now.
+
+    Raises FileNotFoundError when the netns is gone, CniError (101) when the interface is not there or not the same.
+    """
+    with World(netns.open_netns(attachment.netns)) as world:
+        for listed in added.interfaces:
+            if not listed.sandbox or listed.name != attachment.ifname:
+                continue
+            link = world[CONTAINER].link(listed.name)
+            if link is None:
+                raise CniError(spec.CHECK_FAILED, f"{listed.name} is not in {attachment.netns}", "DEL and ADD make it")
+            if listed.mac and link.mac != listed.mac.lower():
+                why = f"{listed.name} in {attachment.netns} has the MAC address {link.mac}, not {listed.mac}"
+                raise CniError(spec.CHECK_FAILED, why, "it may be another container's")
+
+
+def _config(network: Network, plugin: Plugin, attachment: Attachment, previous: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a plugin is given on stdin by a verb that is about an attachment."""
+    offered = {name: value for name, value in attachment.capabilities.items() if name in plugin.capabilities}
+    injected = {"runtimeConfig": offered, "prevResult": previous}
+    return _request(network, plugin, **{key: value for key, value in injected.items() if value})
+
+
+def _variables(attachment: Attachment) -> dict[str, str]:
+    return {
+        "CNI_CONTAINERID": attachment.container,
+        "CNI_NETNS": attachment.netns,
+        "CNI_IFNAME": attachment.ifname,
+        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in attachment.args),
+    }
 
 
 def _request(network: Network, plugin: Plugin, **injected: object) -> dict[str, Any]:

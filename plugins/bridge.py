@@ -49,7 +49,7 @@ gateway counts as one.
 
 from __future__ import annotations
 
-from cnikit import configure, macspoofchk, masquerade, spec
+from cnikit import configure, spec
 from cnikit.address import format_ip, is_default, network, parse_cidr, plus
 from cnikit.errors import invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
@@ -62,7 +62,7 @@ from cnikit.value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cnikit.fields import Fields
-    from cnikit.netlink.nftables import Table
+    from cnikit.objects import World
     from cnikit.request import Request
 
 _LATER = ("vlan", "vlanTrunk", "preserveDefaultVlan")
@@ -82,7 +82,7 @@ class Conf(Value):
     isolated: bool
     dad: bool
     down: bool
-    masquerade: bool
+    masquerade: str
     only_mac: bool
     config: Fields
 
@@ -109,17 +109,26 @@ def parse(request: Request) -> Conf:
         isolated=config.boolean("portIsolation"),
         dad=config.boolean("enabledad"),
         down=config.boolean("disableContainerInterface"),
-        masquerade=config.boolean("ipMasq"),
+        masquerade=_backend(config) if config.boolean("ipMasq") else "",
         only_mac=config.boolean("macspoofchk"),
         config=config,
     )
     if conf.only_mac and not conf.mac:
+        from cnikit import macspoofchk
+
         conf = conf.replace(mac=macspoofchk.mac(request))
     if conf.down and config.object("ipam").string("type"):
         raise config.invalid("ipam", "cannot be used when disableContainerInterface is true")
     if conf.hairpin and conf.promisc:
         raise config.invalid("promiscMode", "cannot be true together with hairpinMode")
     return conf
+
+
+def _backend(config: Fields) -> str:
+    backend = config.string("ipMasqBackend", default="nftables")
+    if backend not in ("nftables", "iptables"):
+        raise config.invalid("ipMasqBackend", f"{backend!r} is neither 'nftables' nor 'iptables'")
+    return backend
 
 
 def settle(conf: Conf, leases: Result) -> Result:
@@ -150,11 +159,28 @@ def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
         Add(Veth(HOST, ends.host_end, ends.ifname, ends.sandbox, conf.bridge, conf.mtu, conf.mac)),
         Set(Alias(HOST, ends.host_end, ends.tag)),
         Set(Port(HOST, ends.host_end, conf.hairpin, conf.isolated)),
-        *(macspoofchk.steps(ends.tag, ends.host_end, conf.mac) if conf.only_mac else ()),
-        *(masquerade.steps(ends.tag, leases.ips) if conf.masquerade else ()),
+        *_rules(conf, leases, ends),
         *inside,
         *(() if conf.down else (Set(Carrier(HOST, ends.host_end)),)),
     )
+
+
+def _rules(conf: Conf, leases: Result, ends: Ends) -> list[Step]:
+    """Return the steps beside the links; what they need is imported by who needs it."""
+    steps: list[Step] = []
+    if conf.only_mac:
+        from cnikit import macspoofchk
+
+        steps += macspoofchk.steps(ends.tag, ends.host_end, conf.mac)
+    if conf.masquerade == "nftables":
+        from cnikit import masquerade
+
+        steps += masquerade.steps(ends.tag, leases.ips)
+    elif conf.masquerade == "iptables":
+        from cnikit import iptables
+
+        steps += iptables.masquerade(ends.attachment, leases.ips)
+    return steps
 
 
 def _bridge(conf: Conf, leases: Result) -> list[Step]:
@@ -185,13 +211,24 @@ def host_links(conf: Conf, ends: Ends) -> tuple[str, ...]:
     return (conf.bridge, ends.host_end)
 
 
-def tables(config: Fields) -> tuple[Table, ...]:
-    """Return the nftables tables an attachment is in."""
-    keys = (("ipMasq", masquerade.TABLE), ("macspoofchk", macspoofchk.TABLE))
-    return tuple(table for key, table in keys if config.raw(key))
+def leavings(request: Request, world: World) -> list[Step]:
+    """Return the steps that take away what DEL or GC find beside the links, whatever else is configured."""
+    steps: list[Step] = []
+    if request.config.raw("macspoofchk"):
+        from cnikit import macspoofchk
+        from cnikit.ruleset import outdated
+
+        steps += outdated((macspoofchk.TABLE,), request, world)
+    if request.config.raw("ipMasq"):
+        from cnikit import adopted, masquerade
+        from cnikit.ruleset import outdated
+
+        steps += outdated((masquerade.TABLE,), request, world)
+        steps += adopted.masquerade(request, world)
+    return steps
 
 
-PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links, tables))
+PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links, leavings))
 
 if __name__ == "__main__":
     main(PLUGIN)

@@ -36,30 +36,29 @@ Result: prevResult as it was. DEL needs neither prevResult nor netns.
 
 from __future__ import annotations
 
-from cnikit import chained, ownership
-from cnikit.address import format_ip, parse_cidr
+from cnikit import chained, spec
+from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
+from cnikit.effects import firewalld
 from cnikit.effects.kernel import World
-from cnikit.errors import collected, invalid_config
+from cnikit.errors import CniError, collected, invalid_config
 from cnikit.main import main
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Rule, Table
-from cnikit.objects import HOST, Isolated
-from cnikit.plan import Add, Ensure, Set, Step, apply, remove
+from cnikit.objects import HOST, Isolated, ZoneSource
+from cnikit.plan import Add, Del, Ensure, Set, Step, apply, mend, preflight, remove
 from cnikit.plugin import Plugin
-from cnikit.ruleset import Appended, Ruleset, member, owned
+from cnikit.ruleset import Appended, Member, Ruleset, member, outdated
 from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cnikit.request import Request
-    from cnikit.result import Result
+    from cnikit.result import IP, Result
 
 MARK = 0x1000
 BACKENDS = ("", "nftables", "iptables", "firewalld")
 POLICIES = ("open", "same-bridge", "isolated")
-ADMIN = "CNI-ADMIN"
+ADMIN, ZONE = "CNI-ADMIN", "trusted"
 
 _MARK = f"meta mark set meta mark | {MARK:#x}"
 ACCEPT_MARKED = Rule(f"meta mark & {MARK:#x} == {MARK:#x} accept", "cnikit: what its firewall lets through")
@@ -122,7 +121,7 @@ def parse(request: Request) -> Conf:
         backend=config.string("backend"),
         policy=config.string("ingressPolicy", default="open") or "open",
         admin=config.string("iptablesAdminChainName", default=ADMIN) or ADMIN,
-        zone=config.string("firewalldZone", default="trusted") or "trusted",
+        zone=config.string("firewalldZone", default=ZONE) or ZONE,
     )
     for key, value, known in (("backend", conf.backend, BACKENDS), ("ingressPolicy", conf.policy, POLICIES)):
         if value not in known:
@@ -132,75 +131,143 @@ def parse(request: Request) -> Conf:
     return conf
 
 
-def plan(conf: Conf, given: Result, comment: str, dropping: Sequence[tuple[str, str, str]]) -> tuple[Step, ...]:
-    """Return the steps of an ADD; dropping are the chains that drop what is forwarded: family, table, name."""
+def plan(conf: Conf, given: Result, comment: str) -> tuple[Step, ...]:
+    """Return the steps of an ADD with nftables."""
     steps: list[Step] = [Ensure(Ruleset(HOST, TABLE.name, TABLE))]
     if conf.admin != ADMIN:
         jump = Rule(f"jump {conf.admin}", f"the administrator's own rules: {conf.admin}")
         steps.append(Ensure(Appended(HOST, "admins", TABLE, jump)))
-    for family, table, chain in dropping:
-        if (table, chain) == ("filter", "FORWARD"):
-            steps.append(Ensure(Appended(HOST, chain, Table(family, table, (), ()), ACCEPT_MARKED)))
-    return (*steps, *_policy(conf, given), *_let_through(given, comment))
-
-
-def _let_through(given: Result, comment: str) -> list[Step]:
     packed = dict.fromkeys(parse_cidr(ip.address)[0] for ip in given.ips)
-    return [
+    containers = [
         Add(member(TABLE, f"containers{4 if len(address) == 4 else 6}", (format_ip(address),), (), comment))
         for address in packed
     ]
+    return (*steps, *_policy(conf, given), *containers)
 
 
 def _policy(conf: Conf, given: Result) -> list[Step]:
     """Return the steps of an ingressPolicy. They stay, as the bridge does. Raises CniError where there is no bridge."""
+    bridge, *ports = _host_links(conf, given)
     if conf.policy == "open":
         return []
-    links = [link.name for link in given.interfaces if not link.sandbox]
-    if not links:
-        why = f"{conf.policy!r} needs a bridge: chain firewall behind the plugin bridge"
-        raise invalid_config("ingressPolicy", why)
-    bridge, *ports = links
     steps: list[Step] = [Ensure(member(TABLE, "confined", (bridge,), (), "ingressPolicy"))]
     if conf.policy == "same-bridge":
         return [*steps, Ensure(member(TABLE, "within", (bridge, bridge), (), "ingressPolicy"))]
     return [*steps, *(Set(Isolated(HOST, port, before=False)) for port in ports)]
 
 
-def _add(request: Request) -> Result:
+def _host_links(conf: Conf, given: Result) -> list[str]:
+    links = [link.name for link in given.interfaces if not link.sandbox]
+    if not links and conf.policy != "open":
+        why = f"{conf.policy!r} needs a bridge: chain firewall behind the plugin bridge"
+        raise invalid_config("ingressPolicy", why)
+    return links or [""]
+
+
+def accepting(world: World) -> list[Step]:
+    """Return the steps that have iptables accept what carries the mark, where it drops what it forwards."""
+    steps: list[Step] = [
+        Ensure(Appended(HOST, chain, Table(family, table, (), ()), ACCEPT_MARKED))
+        for family, table, chain in world[HOST].dropping("forward")
+        if (table, chain) == ("filter", "FORWARD")
+    ]
+    legacy = world[HOST].legacy("filter")
+    if legacy:
+        from cnikit import iptables
+
+        accept = iptables.Rule("FORWARD", f"-m mark --mark {MARK:#x}/{MARK:#x}", "ACCEPT")
+        rules = [iptables.Rules(HOST, "filter", version, shared=(accept,), variant="-legacy") for version in legacy]
+        steps += map(Ensure, rules)
+    return steps
+
+
+def _plan(request: Request, world: World) -> list[Step]:
+    """Return the steps of an ADD as things are on this host."""
     conf, given = parse(request), chained.previous(request)
+    backend = conf.backend or ("firewalld" if firewalld.is_running() else "nftables")
+    if backend == "iptables":
+        from cnikit import iptables
+
+        bridge, *_ = _host_links(conf, given)
+        versions = sorted({6 if ":" in ip.address else 4 for ip in given.ips})
+        policy = iptables.ingress_policy(conf.policy, bridge, versions)
+        return [*iptables.firewall(given.ips, conf.admin), *policy]
+    native = plan(conf, given, chained.comment(request, world))
+    if backend == "firewalld":
+        addresses = dict.fromkeys(parse_cidr(ip.address)[0] for ip in given.ips)
+        return [*native, *(Add(ZoneSource(HOST, conf.zone, _whole(packed))) for packed in addresses)]
+    return [*native, *accepting(world)]
+
+
+def _whole(packed: bytes) -> str:
+    return format_cidr(packed, len(packed) * 8)
+
+
+def _add(request: Request) -> Result:
     with World() as world:
-        apply(_plan(conf, given, request, world), world)
-    return given
-
-
-def _plan(conf: Conf, given: Result, request: Request, world: World) -> tuple[Step, ...]:
-    return plan(conf, given, chained.comment(request, world), world[HOST].dropping("forward"))
+        steps = _plan(request, world)
+        preflight((step for step in steps if isinstance(step.what, ZoneSource)), world)
+        apply(steps, world)
+    return chained.previous(request)
 
 
 def _delete(request: Request) -> None:
     with World() as world:
-        faults = remove(owned((TABLE,), ownership.tag(request.attachment), world), world)
+        faults = remove(_leavings(request, world), world)
     if faults:
-        raise collected(faults, "DEL")
+        raise collected(faults, request.verb)
+
+
+def _leavings(request: Request, world: World) -> list[Step]:
+    """Return the steps that take away what DEL or GC find: the attachment's addresses are known from nftables, too."""
+    elements = outdated((TABLE,), request, world)
+    steps: list[Step] = list(elements)
+    ips = _addresses(request) if request.verb == "DEL" else ()
+    found = [step.what.element.key[0] for step in elements if isinstance(step.what, Member)]
+    packed = dict.fromkeys([*map(parse_ip, found), *(parse_cidr(ip.address)[0] for ip in ips)])
+    backend = request.config.raw("backend")
+    if packed and backend in (None, "", "firewalld") and firewalld.is_running():
+        zone = request.config.raw("firewalldZone") or ZONE
+        steps += [
+            Del(ZoneSource(HOST, zone if isinstance(zone, str) and zone else ZONE, _whole(one))) for one in packed
+        ]
+    if ips and world[HOST].has_chain("filter", "CNI-FORWARD"):
+        from cnikit import iptables
+
+        steps += iptables.firewall_removal(ips)
+    return steps
+
+
+def _addresses(request: Request) -> tuple[IP, ...]:
+    try:
+        given = request.prev_result()
+    except CniError:
+        return ()
+    return given.ips if given else ()
 
 
 def _check(request: Request) -> None:
-    conf, given = parse(request), chained.previous(request)
     with World() as world:
-        chained.check(_plan(conf, given, request, world), world)
-
-
-def _gc(request: Request) -> None:
-    chained.collect((TABLE,), request)
+        chained.check(_plan(request, world), world)
 
 
 def _status(request: Request) -> None:
-    parse(request)
+    conf = parse(request)
     chained.available((TABLE,))
+    if conf.backend == "firewalld" and not firewalld.is_running():
+        raise CniError(spec.UNAVAILABLE, "backend: firewalld is not running")
+    if conf.backend == "iptables":
+        from cnikit.effects.iptables import find
+
+        find("iptables-restore")
 
 
-PLUGIN = Plugin("firewall", _add, _delete, _check, _gc, _status)
+def _repair(request: Request) -> tuple[str, ...]:
+    with World() as world:
+        return mend(_plan(request, world), world)
+
+
+PLUGIN = Plugin("firewall", _add, _delete, _check, _delete, _status, _repair)
 
 if __name__ == "__main__":
     main(PLUGIN)

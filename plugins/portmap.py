@@ -40,23 +40,26 @@ element. What makes 127.0.0.1 work (the sysctl route_localnet) would also let th
 host's 127.0.0.1, so packets for or from 127.0.0.0/8 that did not come in on lo are dropped. IPv6 knows no such way:
 [::1] is not served.
 
+A container on several networks may ask for a port on each, as podman does: it leads through the first, and through the
+next one when that goes.
+
 Result: prevResult as it was. DEL needs neither prevResult nor the mappings. UDP flows to the ports, which conntrack
 would lead to where they went before, are forgotten on ADD and DEL.
 """
 
 from __future__ import annotations
 
-from cnikit import chained, ownership
-from cnikit.address import family, format_cidr, format_ip, network, parse_cidr, parse_ip
+from cnikit import adopted, chained, hostports, ownership
+from cnikit.address import format_ip, parse_cidr, parse_ip
 from cnikit.effects.kernel import World
 from cnikit.errors import collected, invalid_config
+from cnikit.hostports import TABLE, Mapping
 from cnikit.main import main
-from cnikit.netlink import nftables
-from cnikit.netlink.nftables import PROTOCOLS, Chain, Element, Rule, Table, encoded
-from cnikit.objects import HOST, StaleFlows, Sysctl
-from cnikit.plan import Add, Del, Ensure, Set, Step, apply, remove
+from cnikit.netlink.nftables import PROTOCOLS
+from cnikit.objects import HOST, Sysctl
+from cnikit.plan import Add, Del, Ensure, Set, Step, apply, mend, preflight, remove
 from cnikit.plugin import Plugin
-from cnikit.ruleset import Member, Ruleset, holds, member, owned, owner, taken
+from cnikit.ruleset import Foreign, Member, Ruleset, outdated
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -65,87 +68,51 @@ if TYPE_CHECKING:
     from cnikit.request import Request
     from cnikit.result import Result
 
-_LOCAL = Rule("fib daddr type local jump published", "what is for this host")
-_LOOPBACK = "127.0.0.0/8"
-
-
-def _sets(version: int) -> tuple[nftables.Set, ...]:
-    ip = f"ipv{version}_addr"
-    return (
-        nftables.Set(f"ports{version}", ("inet_proto", "inet_service"), (ip, "inet_service")),
-        nftables.Set(f"host_ports{version}", ("inet_proto", ip, "inet_service"), (ip, "inet_service")),
-        nftables.Set(f"ranges{version}", ("inet_proto", ip, "inet_service"), (ip,), interval=True),
-        nftables.Set(f"masquerade{version}", (ip, ip), interval=True),
-    )
-
-
-def _published(version: str, n: int) -> tuple[Rule, ...]:
-    return (
-        Rule(f"dnat {version} to meta l4proto . {version} daddr . th dport map @host_ports{n}", "of one host address"),
-        Rule(f"dnat {version} to meta l4proto . th dport map @ports{n}", "of all host addresses"),
-        Rule(f"dnat {version} to meta l4proto . {version} daddr . th dport map @ranges{n}", "ports in a row"),
-    )
-
-
-TABLE = Table(
-    "inet",
-    "cnikit_portmap",
-    (*_sets(4), *_sets(6)),
-    (
-        Chain("published", (*_published("ip", 4), *_published("ip6", 6))),
-        Chain(
-            "loopback",
-            (
-                Rule(f'iifname != "lo" ip daddr {_LOOPBACK} drop', "127.0.0.1 is the host's own, whatever is routed"),
-                Rule(f'iifname != "lo" ip saddr {_LOOPBACK} drop', "nobody else speaks from there"),
-            ),
-            "filter",
-            "prerouting",
-            -300,
-        ),
-        Chain("prerouting", (_LOCAL,), "nat", "prerouting", -100),
-        Chain("output", (_LOCAL,), "nat", "output", -100),
-        Chain(
-            "postrouting",
-            (
-                Rule("ct status dnat ip daddr . ip saddr @masquerade4 masquerade", "answers must come back this way"),
-                Rule("ct status dnat ip6 daddr . ip6 saddr @masquerade6 masquerade", "answers must come back this way"),
-            ),
-            "nat",
-            "postrouting",
-            100,
-        ),
-    ),
-)
-
-
-class Mapping(Value):
-    """Host ports that lead to a container's: the first of each, and how many in a row. host_ip "" is any address."""
-
-    protocol: str
-    host_port: int
-    container_port: int
-    host_ip: str = ""
-    count: int = 1
-
 
 class Conf(Value):
     """The configuration, checked."""
 
+    backend: str
     snat: bool
     masq_all: bool
+    mark_bit: int
+    set_mark_chain: str
+    conditions: dict[int, tuple[str, ...]]
     mappings: tuple[Mapping, ...]
 
 
 def parse(request: Request) -> Conf:
     """Read the configuration. Raises CniError."""
     config = request.config
-    mappings = [_mapping(given) for given in config.object("runtimeConfig").objects("portMappings")]
-    return Conf(
+    conf = Conf(
+        backend=config.string("backend"),
         snat=not config.has("snat") or config.boolean("snat"),
         masq_all=config.boolean("masqAll"),
-        mappings=in_a_row(mappings),
+        mark_bit=config.integer("markMasqBit", default=13, high=31),
+        set_mark_chain=config.string("externalSetMarkChain"),
+        conditions={4: config.strings("conditionsV4"), 6: config.strings("conditionsV6")},
+        mappings=tuple(_mapping(given) for given in config.object("runtimeConfig").objects("portMappings")),
     )
+    if conf.set_mark_chain and config.has("markMasqBit"):
+        raise config.invalid("externalSetMarkChain", "cannot be used together with markMasqBit")
+    conf = conf.replace(backend=_backend(conf, config))
+    hostports.in_a_row(conf.mappings)  # a host port that is to lead to two ports is refused
+    return conf
+
+
+def _backend(conf: Conf, config: Fields) -> str:
+    """Return the backend asked for, by its name or by a key that only one has."""
+    if conf.backend not in ("", "nftables", "iptables"):
+        raise config.invalid("backend", f"{conf.backend!r} is neither 'nftables' nor 'iptables'")
+    wanted = {"externalSetMarkChain": "iptables"} if conf.set_mark_chain else {}
+    for version, words in conf.conditions.items():
+        if words and words[0]:
+            wanted[f"conditionsV{version}"] = "iptables" if words[0].startswith(("-", "!")) else "nftables"
+    backend = conf.backend or next(iter(wanted.values()), "nftables")
+    for key, needed in wanted.items():
+        if needed != backend:
+            raise config.invalid(key, f"is for the backend {needed!r}, not {backend!r}")
+    return backend
 
 
 def _mapping(given: Fields) -> Mapping:
@@ -160,186 +127,116 @@ def _mapping(given: Fields) -> Mapping:
     return Mapping(protocol, host_port, container_port, format_ip(packed) if packed else "")
 
 
-def in_a_row(mappings: list[Mapping]) -> tuple[Mapping, ...]:
-    """Join mappings of neighbouring ports that keep their numbers. Raises CniError when two want one host port."""
-    joined: list[Mapping] = []
-    for mapping in sorted(set(mappings), key=lambda m: (m.protocol, m.host_ip, m.host_port)):
-        before = joined[-1] if joined else None
-        same = before and (before.protocol, before.host_ip) == (mapping.protocol, mapping.host_ip)
-        if before and same and before.host_port + before.count > mapping.host_port:
-            raise invalid_config(
-                "runtimeConfig.portMappings", f"{mapping.protocol} port {mapping.host_port} is to lead to two ports"
-            )
-        keeps = mapping.host_port == mapping.container_port
-        if (
-            before
-            and same
-            and keeps
-            and before.host_port == before.container_port
-            and before.host_port + before.count == mapping.host_port
-        ):
-            joined[-1] = before.replace(count=before.count + 1)
-        else:
-            joined.append(mapping)
-    return tuple(joined)
-
-
 def plan(conf: Conf, addresses: tuple[str, ...], comment: str, way: str) -> tuple[Step, ...]:
     """Return the steps of an ADD; addresses are the container's, way is the host's link to it."""
     steps: list[Step] = [Ensure(Ruleset(HOST, TABLE.name, TABLE))]
-    for cidr in addresses:
-        packed, length = parse_cidr(cidr)
-        served = [mapping for mapping in conf.mappings if _is_for(mapping, packed)]
-        steps += [Add(_port(mapping, packed, comment)) for mapping in served]
-        version = 4 if len(packed) == 4 else 6
-        for source in _masqueraded(conf, packed, length) if served else ():
-            key = (format_ip(packed), source)
-            steps.append(Add(member(TABLE, f"masquerade{version}", key, (), comment)))
-        if served and conf.snat and version == 4:
-            steps.append(Ensure(Sysctl(HOST, f"net/ipv4/conf/{way}/route_localnet", "1")))
-        steps += _flows(conf, packed)
+    for packed, length in map(parse_cidr, addresses):
+        served = [mapping for mapping in hostports.in_a_row(conf.mappings) if mapping.is_for(packed)]
+        if not served:
+            continue
+        ports = [hostports.port(mapping, packed, comment) for mapping in served]
+        steps += _conditional(conf, packed, comment) or [Add(port) for port in ports]
+        if conf.snat or conf.masq_all:
+            steps += [Add(one) for one in hostports.masqueraded(packed, length, comment, conf.masq_all)]
+        if len(packed) == 4:
+            steps += _route_localnet(conf, way)
+        steps += [Set(flows) for port in ports for flows in hostports.stale_flows(port.element)]
     return tuple(steps)
 
 
-def _flows(conf: Conf, packed: bytes) -> list[Step]:
-    """Return the steps that make conntrack forget where UDP flows to these ports went before."""
-    return [
-        Set(_stale_flows(m.host_port, m.count, family(packed), _host_address(m)))
-        for m in conf.mappings
-        if m.protocol == "udp" and _is_for(m, packed)
-    ]
-
-
-def _stale_flows(port: int, count: int, af: int, address: str) -> StaleFlows:
-    return StaleFlows(HOST, "udp", tuple(range(port, port + count)), af, address)
-
-
-def _host_address(mapping: Mapping) -> str:
-    """Return the one address of the host's a mapping is for, "" when it is for all."""
-    return mapping.host_ip if mapping.host_ip and any(parse_ip(mapping.host_ip)) else ""
-
-
-def _is_for(mapping: Mapping, packed: bytes) -> bool:
-    return not mapping.host_ip or len(parse_ip(mapping.host_ip)) == len(packed)
-
-
-def _masqueraded(conf: Conf, packed: bytes, length: int) -> tuple[str, ...]:
-    """Return whose packets take the host's address."""
-    if conf.masq_all:
-        return (format_cidr(bytes(len(packed)), 0),)
-    if not conf.snat:
-        return ()
-    subnet = format_cidr(network(packed, length), length)
-    return (subnet, _LOOPBACK) if len(packed) == 4 else (subnet,)
-
-
-def _port(mapping: Mapping, packed: bytes, comment: str) -> Member:
+def _conditional(conf: Conf, packed: bytes, comment: str) -> list[Step]:
     version = 4 if len(packed) == 4 else 6
-    port, address = str(mapping.host_port), _host_address(mapping)
-    if mapping.count > 1:
-        source = address or format_cidr(bytes(len(packed)), 0)
-        key = (mapping.protocol, source, f"{port}-{mapping.host_port + mapping.count - 1}")
-        return member(TABLE, f"ranges{version}", key, (format_ip(packed),), comment)
-    data = (format_ip(packed), str(mapping.container_port))
-    if not address:
-        return member(TABLE, f"ports{version}", (mapping.protocol, port), data, comment)
-    return member(TABLE, f"host_ports{version}", (mapping.protocol, address, port), data, comment)
+    if not any(conf.conditions[version]):
+        return []
+    from cnikit import conditions
+
+    served = [mapping for mapping in conf.mappings if mapping.is_for(packed)]
+    rules = conditions.rules(conf.conditions[version], served, packed)
+    key = f"conditionsV{version}"
+    return [Add(conditions.Conditional(HOST, f"conditional{version}", TABLE, rules, comment, key))]
 
 
-def overlapping(wanted: list[Element], world: World) -> list[Element]:
-    """Return the ports of other attachments that some of these lie in the way of, under whatever key."""
-    rare = ("host_ports", "ranges")
-    # One port of any address is looked up by its key, whatever else there is by going through all: there is little.
-    whole = any(element.set.startswith(rare) for element in wanted)
-    sets = tuple(s for s in TABLE.sets if s.name.startswith((*rare, "ports") if whole else rare))
-    found = world[HOST].elements(TABLE.replace(sets=sets), "cni:")
-    return [one for one in found if any(_overlap(one, element) and owner(one) != owner(element) for element in wanted)]
-
-
-def _overlap(a: Element, b: Element) -> bool:
-    def ends(element: Element) -> list[tuple[bytes, bytes]]:
-        whole = (bytes(16), b"\xff" * 16)
-        kinds = TABLE.set(element.set).key
-        protocol, *address, port = (encoded(kind, word) for kind, word in zip(kinds, element.key, strict=True))
-        return [protocol, *(address or [whole]), port]
-
-    if a.set[-1] != b.set[-1]:
-        return False  # the other family
-    return all(low <= end and start <= high for (low, high), (start, end) in zip(ends(a), ends(b), strict=True))
-
-
-def _freed(steps: tuple[Step, ...], world: World) -> tuple[Step, ...]:
-    """Put in front the removal of ports whose holders are dead. Raises CniError naming one who may be alive."""
-    wanted = [step.what.element for step in steps if isinstance(step.what, Member)]
-    removals: list[Step] = []
-    for found in overlapping(wanted, world):
-        for element in wanted:
-            if _overlap(found, element) and holds(found, element, world):
-                raise taken(element, found)
-        if not any((found.set, found.key) == (element.set, element.key) for element in wanted):
-            removals.append(Del(member(TABLE, found.set, found.key, (), found.comment)))
-    return (*removals, *steps)
-
-
-def _add(request: Request) -> Result:
+def _plan(request: Request, world: World) -> list[Step]:
+    """Return the steps of an ADD as things are: who else has the ports, and where the container is."""
     conf, given = parse(request), chained.previous(request)
     addresses = chained.addresses(request, given)
     _refuse_family(conf, addresses)
-    if conf.mappings and addresses:
-        with World() as world:
-            steps = plan(conf, addresses, chained.comment(request, world), _way(addresses, world))
-            apply(_freed(steps, world), world)
-    return given
+    if not (conf.mappings and addresses):
+        return []
+    way = next((world[HOST].way(packed) for packed, _ in map(parse_cidr, addresses) if len(packed) == 4), "")
+    if conf.backend == "iptables":
+        # The table is there for what it keeps from 127.0.0.1.
+        guard = Ensure(Ruleset(HOST, TABLE.name, TABLE))
+        return [*_with_iptables(conf, addresses, request), guard, *_route_localnet(conf, way)]
+    return hostports.settled(plan(conf, addresses, chained.comment(request, world), way), world)
+
+
+def _with_iptables(conf: Conf, addresses: tuple[str, ...], request: Request) -> list[Step]:
+    from cnikit import iptables
+
+    options = iptables.Options(
+        conf.snat, conf.masq_all, conf.mark_bit, conf.set_mark_chain, conf.conditions[4], conf.conditions[6]
+    )
+    flows = [
+        Set(flows)
+        for packed, _ in map(parse_cidr, addresses)
+        for mapping in conf.mappings
+        if mapping.is_for(packed)
+        for flows in hostports.stale_flows(hostports.port(mapping, packed, "").element)
+    ]
+    return [*iptables.port_mappings(request.attachment, conf.mappings, addresses, options), *flows]
+
+
+def _route_localnet(conf: Conf, way: str) -> list[Step]:
+    """Return the step that lets packets from 127.0.0.1 out to the container; the table keeps others from coming in."""
+    return [Ensure(Sysctl(HOST, f"net/ipv4/conf/{way}/route_localnet", "1"))] if conf.snat and way else []
 
 
 def _refuse_family(conf: Conf, addresses: tuple[str, ...]) -> None:
     """Raise CniError for a mapping that no address of the container is for."""
     for mapping in conf.mappings:
-        if addresses and not any(_is_for(mapping, parse_cidr(cidr)[0]) for cidr in addresses):
+        if addresses and not any(mapping.is_for(parse_cidr(cidr)[0]) for cidr in addresses):
             version = "IPv6" if ":" in mapping.host_ip else "IPv4"
             why = f"hostIP {mapping.host_ip} of port {mapping.host_port}: the container has no {version} address"
             raise invalid_config("runtimeConfig.portMappings", why)
 
 
-def _way(addresses: tuple[str, ...], world: World) -> str:
-    """Return the host's link to the container's IPv4 address."""
-    for packed, _ in map(parse_cidr, addresses):
-        if len(packed) == 4:
-            return world[HOST].way(packed)
-    return ""
+def _add(request: Request) -> Result:
+    with World() as world:
+        steps = _plan(request, world)
+        # Those whose fault would not be the kernel's to name.
+        preflight((step for step in steps if step.what.transaction == "nft"), world)
+        apply(steps, world)
+    return chained.previous(request)
 
 
 def _delete(request: Request) -> None:
     with World() as world:
-        steps = owned((TABLE,), ownership.tag(request.attachment), world)
-        faults = remove([*steps, *_led(steps)], world)
+        removals = outdated((TABLE,), request, world)
+        elements = [step.what.element for step in removals if isinstance(step.what, Member)]
+        flows = [Del(old) for element in elements for old in hostports.stale_flows(element)]
+        steps = [
+            *hostports.given_back(removals, world),
+            *_rules(request, world),
+            *adopted.port_mappings(request, world),
+        ]
+        faults = remove([*steps, *flows], world)
     if faults:
-        raise collected(faults, "DEL")
+        raise collected(faults, request.verb)
 
 
-def _led(steps: list[Del]) -> list[Step]:
-    """Return the steps that make conntrack forget the UDP flows which these ports led to the container."""
-    found: list[Step] = []
-    for element in (step.what.element for step in steps if isinstance(step.what, Member)):
-        if element.key[0] != "udp":
-            continue
-        low, high = (int.from_bytes(end, "big") for end in encoded("inet_service", element.key[-1]))
-        address = element.key[1] if element.set.startswith("host_ports") else ""
-        af = family(parse_ip(element.data[0]))
-        found.append(Del(_stale_flows(low, high - low + 1, af, address)))
-    return found
+def _rules(request: Request, world: World) -> list[Step]:
+    """Return the steps that take away what was published on conditions."""
+    if not (request.config.raw("conditionsV4") or request.config.raw("conditionsV6")):
+        return []
+    whose = ownership.outdated(request)
+    found = dict.fromkeys(one for one in world[HOST].rules(TABLE) if one[0].startswith("conditional"))
+    return [Del(Foreign(HOST, chain, TABLE, said, whole=True)) for chain, said in found if whose(said)]
 
 
 def _check(request: Request) -> None:
-    conf, given = parse(request), chained.previous(request)
-    addresses = chained.addresses(request, given)
-    if conf.mappings and addresses:
-        with World() as world:
-            chained.check(plan(conf, addresses, chained.comment(request, world), _way(addresses, world)), world)
-
-
-def _gc(request: Request) -> None:
-    chained.collect((TABLE,), request)
+    with World() as world:
+        chained.check(_plan(request, world), world)
 
 
 def _status(request: Request) -> None:
@@ -347,7 +244,12 @@ def _status(request: Request) -> None:
     chained.available((TABLE,))
 
 
-PLUGIN = Plugin("portmap", _add, _delete, _check, _gc, _status)
+def _repair(request: Request) -> tuple[str, ...]:
+    with World() as world:
+        return mend(_plan(request, world), world)
+
+
+PLUGIN = Plugin("portmap", _add, _delete, _check, _delete, _status, _repair)
 
 if __name__ == "__main__":
     main(PLUGIN)

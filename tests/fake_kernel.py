@@ -126,8 +126,19 @@ class FakeNamespace:
     def elements(self, table: Table, prefix: str) -> list[Element]:
         return self.nftables.elements(table, prefix)
 
-    def chains(self, version: int, table: str) -> Chains:
+    def chains(self, version: int, table: str, variant: str = "") -> Chains:
+        assert not variant, "the fake has iptables of nftables' kind only"
         return self.tables.get((version, table), {})
+
+    def legacy(self, table: str) -> list[int]:
+        assert table
+        return []
+
+    def unreadable(self, rules: Sequence[str]) -> str:
+        return "syntax error" if any("nonsense" in rule for rule in rules) else ""
+
+    def has_chain(self, table: str, name: str) -> bool:
+        return any(name in self.chains(version, table) for version in (4, 6))
 
     def identity(self) -> str:
         return f"boot/{id(self)}"

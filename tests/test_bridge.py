@@ -56,7 +56,7 @@ def state() -> str:
 
 # The plan, without a kernel.
 
-ENDS = Ends("eth0", "/run/netns/a", "vethx", "cni:net1/c1/eth0")
+ENDS = Ends(Attachment("net1", "c1", "eth0"), "/run/netns/a", "vethx")
 
 
 def test_the_plan_of_a_dual_stack_container() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from cnikit.cli import cnitool
+from cnikit.errors import CniError
+from tests.fake_own import Ours
 from tests.fake_plugin import FakePlugins
 
 NETWORK = {
@@ -166,6 +168,22 @@ def test_what_a_network_declines_is_said(
             id="check-of-what-was-not-added",
         ),
         pytest.param(("del", "net1", ""), {}, 2, "cnitool: del net1: NETNS is empty", id="empty-netns"),
+        pytest.param(("repair", "net1", ""), {}, 2, "cnitool: repair net1: NETNS is empty", id="repair-empty-netns"),
+        pytest.param(
+            ("repair", "net1", "/run/netns/none"),
+            {},
+            1,
+            "cnitool: repair net1: /run/netns/none does not exist",
+            id="repair-no-such-netns",
+        ),
+        pytest.param(
+            ("repair", "net1", "/proc/self/ns/net"),
+            {},
+            1,
+            "cnitool: repair net1: no attachment of /proc/self/ns/net to net1 is cached "
+            "(only what was added can be repaired)",
+            id="repair-of-what-was-not-added",
+        ),
         pytest.param(
             ("add", "net1", "/proc/self/ns/net"),
             {"CAP_ARGS": "{mac}"},
@@ -303,6 +321,90 @@ class TestGC:
         status, stdout, _ = tool.run("gc", "--help")
         assert status == 0
         assert "--all             nothing: everything is freed, live addresses too" in stdout
+
+
+class TestRepair:
+    """What is said of what was put back, and how it ends. Two attachments, the first one's netns is gone."""
+
+    GONE = "aaa/eth0: left alone: /run/netns/none is gone"
+
+    @pytest.fixture
+    def ours(self, monkeypatch: pytest.MonkeyPatch, tool: Tool) -> Ours:
+        monkeypatch.setenv("CNI_PATH", str(tool.plugins.folder))
+        monkeypatch.setenv("NETCONFPATH", str(tool.configurations))
+        assert tool.run("add", "net1", "/proc/self/ns/net")[0] == 0
+        (added,) = tool.results.iterdir()
+        entry = {**json.loads(added.read_text()), "containerId": "aaa", "netns": "/run/netns/none"}
+        (tool.results / "net1-aaa-eth0").write_text(json.dumps(entry))
+        tool.plugins.calls()
+        return Ours(monkeypatch, tool.plugins, "alpha", "beta")
+
+    def repair(self, tool: Tool, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str], str]:
+        """Run cnitool in this process; return its exit status, lines of stdout, and stderr."""
+        status = cnitool.main(["repair", f"--cache={tool.results.parent}", "net1", *arguments])
+        said = capsys.readouterr()
+        assert tool.plugins.called() == []
+        return status, said.out.splitlines(), said.err
+
+    def test_a_line_for_each_plugin_that_put_something_back(
+        self, tool: Tool, ours: Ours, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        who = f"{cnitool.container_id('/proc/self/ns/net')}/eth0"
+        document = "nft -f - <<'END'\ntable inet t {\n\tset s { type ipv4_addr; }\n}\nEND"
+        ours.missing = {"alpha": (document, "nft add 'element inet t s { 10.0.0.2 }'"), "beta": ("sysctl -w a=1",)}
+        restored = [
+            f"{who}: alpha: put back: nft -f - <<'END' table inet t {{ ...; nft add 'element inet t s {{ 10.0.0.2 }}'",
+            f"{who}: beta: put back: sysctl -w a=1",
+        ]
+        assert self.repair(tool, capsys) == (0, [self.GONE, *restored], "")
+        assert self.repair(tool, capsys) == (0, [self.GONE, "nothing was missing"], "")
+
+    @pytest.mark.parametrize("path", ["/proc/self/ns/net", "/proc/thread-self/ns/net"])
+    def test_one_containers_attachments_alone(
+        self, tool: Tool, ours: Ours, capsys: pytest.CaptureFixture[str], path: str
+    ) -> None:
+        ours.missing = {"alpha": ("nft ...",)}
+        status, lines, _ = self.repair(tool, capsys, path)
+        assert (status, len(lines)) == (0, 1)
+        assert lines[0].endswith(": alpha: put back: nft ...")
+
+    def test_every_fault_gets_a_line_and_the_status_is_1(
+        self, tool: Tool, ours: Ours, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        who = f"{cnitool.container_id('/proc/self/ns/net')}/eth0"
+        broken = tool.results / "net1-zzz-eth0"
+        broken.touch()
+        ours.missing = {"beta": ("nft ...",)}
+        ours.faults = {"alpha repair": CniError(7, "taken", "by db"), "beta check": CniError(101, "no link")}
+        status, lines, stderr = self.repair(tool, capsys)
+        assert (status, lines) == (1, [self.GONE, f"{who}: beta: put back: nft ..."])
+        *told, unreadable = stderr.splitlines()
+        assert told == [
+            f"cnitool: repair net1: {who}: alpha: taken (by db)",
+            f"cnitool: repair net1: {who}: beta: no link",
+        ]
+        assert unreadable.startswith(
+            f"cnitool: repair net1: {broken}: cannot be read, so its attachment is not repaired"
+        )
+
+    def test_nothing_cached_is_said(self, tool: Tool) -> None:
+        assert tool.run("repair", "net1") == (0, "nothing to repair: no attachment is cached\n", "")
+
+    def test_another_suites_plugins_are_named(self, tool: Tool) -> None:
+        assert tool.run("add", "net1", "/proc/self/ns/net")[0] == 0
+        tool.plugins.calls()
+        status, stdout, stderr = tool.run("repair", "net1")
+        who = f"{cnitool.container_id('/proc/self/ns/net')}/eth0"
+        named = [
+            f"{who}: {kind}: left alone: {tool.plugins.folder}/{kind} is another suite's" for kind in ("alpha", "beta")
+        ]
+        assert (status, stdout.splitlines(), stderr) == (0, [*named, "nothing was missing"], "")
+        assert tool.plugins.called() == ["alpha CHECK", "beta CHECK"]
+
+    def test_help_tells_when_it_is_needed(self, tool: Tool) -> None:
+        status, stdout, _ = tool.run("repair", "--help")
+        assert status == 0
+        assert "`nft flush ruleset`" in stdout
 
 
 @pytest.mark.parametrize(

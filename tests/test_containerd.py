@@ -144,7 +144,7 @@ class Kubelet:
 
 @pytest.fixture
 def containerd(host: str, tmp_path: Path) -> Iterator[Containerd]:
-    """Run containerd on a fresh host; shows after each test that nothing of its containers is left."""
+    """Run containerd on a fresh host; shows after each test that removing everything leaves nothing."""
     assert host
     needs("containerd", "ctr", "runc", "busybox", "nft", "iptables", "unshare", "nsenter")
     write_images(tmp_path / "images.tar")
@@ -155,7 +155,7 @@ def containerd(host: str, tmp_path: Path) -> Iterator[Containerd]:
         containerd.ctr("images", "import", "--snapshotter", "native", str(tmp_path / "images.tar"))
         yield containerd
         for task in containerd.ctr("tasks", "list", "--quiet").split():
-            containerd.ctr("tasks", "kill", "--signal", "SIGKILL", task)
+            containerd.ctr("tasks", "delete", "--force", task)
     finally:
         containerd.process.terminate()
         containerd.process.wait(PATIENCE)

@@ -234,3 +234,56 @@ def test_gc(node: Node) -> None:
     listed = sh("nft list table inet cnikit_firewall")
     assert "one/one-0/" not in listed
     assert "one/one-1/" in listed
+
+
+# Other backends
+
+
+def test_with_iptables(node: Node) -> None:
+    sh(DROPPING["iptables"])
+    node.one.call("ADD", backend="iptables").result()
+    assert "CNI-FORWARD" in sh("iptables-save")
+    assert "cnikit_firewall" not in sh("nft list tables")
+    assert get_out(node, node.one)
+    assert node.one.call("CHECK", backend="iptables").succeeded()
+    sh("iptables -F CNI-FORWARD")
+    assert node.one.call("CHECK", backend="iptables").error()[0] == 101
+    node.one.call("ADD", backend="iptables").result()
+    assert node.one.call("DEL").succeeded()
+    assert node.one.v4 not in sh("iptables-save -t filter")
+
+
+def test_policies_with_iptables(node: Node) -> None:
+    for container in (node.one, node.two):
+        container.call("ADD", backend="iptables", ingressPolicy="same-bridge").result()
+    with server(node.one.netns, ANY, 80) as web:
+        assert unreached(web, node.two.netns, node.one.v4, 80)
+        assert reached(web, node.outside, node.one.v4, 80)
+
+
+def test_where_iptables_of_the_legacy_kind_drops(node: Node) -> None:
+    sh("iptables-legacy -P FORWARD DROP && ip6tables-legacy -P FORWARD DROP")
+    sh("iptables-legacy -A FORWARD -d 192.0.2.77 -j DROP")
+    with server(node.outside, ANY, 80) as web:
+        assert unreached(web, node.one.netns, "192.0.2.2", 80)
+    for _ in range(2):
+        node.one.call("ADD").result()
+    assert get_out(node, node.one)
+    rules = sh("iptables-legacy -S FORWARD").splitlines()
+    assert rules == [
+        "-P FORWARD DROP",
+        "-A FORWARD -d 192.0.2.77/32 -j DROP",
+        "-A FORWARD -m mark --mark 0x1000/0x1000 -j ACCEPT",
+    ]
+    assert node.one.call("CHECK").succeeded()
+    sh("iptables-legacy -F FORWARD")
+    assert node.one.call("CHECK").error()[0] == 101
+
+
+def test_firewalld_that_does_not_run(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere")
+    code, msg = node.one.call("ADD", backend="firewalld").error()
+    assert (code, msg) == (11, "backend: firewalld is not running")
+    assert "cni:one" not in sh("nft list table inet cnikit_firewall 2>/dev/null || true")
+    assert node.one.call("STATUS", backend="firewalld").error()[0] == 50
+    assert node.one.call("DEL", backend="firewalld").succeeded()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +14,7 @@ from cnikit import masquerade
 from cnikit.plan import render
 from cnikit.plugins import bridge
 from cnikit.result import IP
-from tests.conftest import Call, sh
+from tests.conftest import Call, needs_reference, sh
 from tests.packets import reached, server, wire
 
 ADDRESSES = ("10.31.0.2/24", "10.32.0.2/24", "fd00:31::2/64")
@@ -137,3 +140,75 @@ def test_the_steps() -> None:
         "nft add 'element inet cnikit_masquerade inside4 { 10.32.0.2 . 10.31.0.0/24 comment \"TAG\" }'\n"
         "nft add 'element inet cnikit_masquerade inside4 { 10.32.0.2 . 10.32.0.0/24 comment \"TAG\" }'\n"
     )
+
+
+# iptables, and what the reference has left
+
+
+def test_with_iptables(container: str, outside: str) -> None:
+    conf = config(ipMasqBackend="iptables")
+    result = call("ADD", conf, container).result()
+    assert "cnikit_masquerade" not in sh("nft list tables")
+    with server(outside, "0.0.0.0", 80) as web, server(outside, "::", 81) as web6:
+        assert reached(web, container, "192.0.2.2", 80) == "192.0.2.1"
+        assert reached(web6, container, "2001:db8::2", 81) == "2001:db8::1"
+    with_result = {**conf, "prevResult": result}
+    assert call("CHECK", with_result, container).succeeded()
+    sh("iptables -t nat -F POSTROUTING")
+    assert call("CHECK", with_result, container).error()[0] == 101
+    # Whatever the configuration says by now.
+    assert call("DEL", config(), container).succeeded()
+    assert "MASQUERADE" not in sh("iptables-save; ip6tables-save")
+
+
+def test_gc_with_iptables(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    for number, container in enumerate(("c1", "c2")):
+        call("ADD", config(number, ipMasqBackend="iptables"), new_container(), container).result()
+    valid = {"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]}
+    assert call("GC", {**config(), **valid}).succeeded()
+    saved = sh("iptables-save")
+    assert ('id: \\"c1\\"' in saved, 'id: \\"c2\\"' in saved) == (False, True)
+
+
+@pytest.mark.parametrize("backend", ["ufw", "", 5])
+def test_an_unknown_backend(host: str, container: str, backend: object) -> None:
+    assert host
+    code, msg = call("ADD", config(ipMasqBackend=backend), container).error()
+    assert (code, msg.startswith("ipMasqBackend: ")) == (7, True)
+    assert "br1" not in sh("ip -br link")
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("with_result", [True, False])
+def test_del_takes_away_what_the_reference_made(host: str, container: str, with_result: bool) -> None:
+    assert host
+    ipam = {"type": "static", "addresses": [{"address": address} for address in (ADDRESSES[0], ADDRESSES[2])]}
+    conf = config(cniVersion="1.0.0", ipam=ipam)
+    environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": container}
+    run = subprocess.run(
+        [needs_reference() / "bridge"],
+        input=json.dumps(conf).encode(),
+        env={"PATH": os.environ["PATH"], **environ, "CNI_PATH": "/usr/lib/cni"},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+    assert "MASQUERADE" in sh("iptables-save")
+    prev = {"prevResult": json.loads(run.stdout)} if with_result else {}
+    assert call("DEL", {**conf, **prev}, container).succeeded()
+    assert "MASQUERADE" not in sh("iptables-save; ip6tables-save")
+    assert "CNI-" not in sh("iptables-save; ip6tables-save")
+
+
+def test_del_takes_away_rules_of_the_references_nftables_backend(host: str, container: str) -> None:
+    """The comment is reference.md's vector: its hashes of network, interface and container."""
+    conf = config(name="unit-test")
+    call("ADD", conf, container, "one").result()
+    table = "inet cni_plugins_masquerade"
+    sh(f"nft 'add table {table}; add chain {table} masq_checks'")
+    for comment in ("6fd94d501e58f0aa-287fc69eff0574a2, net: unit-test, if: eth0, id: one", "another"):
+        sh(f"nft add rule {table} masq_checks 'ip saddr 10.31.0.2 masquerade comment \"{comment}\"'")
+    assert call("DEL", conf, container, "one").succeeded()
+    assert sh(f"nft list chain {table} masq_checks").count("comment") == 1
+    assert host

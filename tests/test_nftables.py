@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink import nftsocket
 
-from cnikit import macspoofchk, masquerade
+from cnikit import hostports, macspoofchk, masquerade
 from cnikit.effects.kernel import World
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Element, Rule, Table
 from cnikit.netlink.nftrules import compiled
 from cnikit.objects import HOST, Change, Make, Remove
-from cnikit.plugins import firewall, portmap
+from cnikit.plugins import firewall
 from cnikit.ruleset import Appended, Member, Ruleset, member
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
 EEXIST, ENOENT, ECANCELED = 17, 2, 125
 TAG = "cni:net1/c1/eth0"
-TABLES = {table.name: table for table in (masquerade.TABLE, macspoofchk.TABLE, portmap.TABLE, firewall.TABLE)}
+TABLES = {table.name: table for table in (masquerade.TABLE, macspoofchk.TABLE, hostports.TABLE, firewall.TABLE)}
 WORDS = {
     "ipv4_addr": ("10.1.0.7", "10.1.0.0/16"),
     "ipv6_addr": ("fd00::7", "fd00::/64"),
@@ -182,10 +182,10 @@ def world(request: pytest.FixtureRequest) -> Iterator[World | FakeWorld]:
             yield real
 
 
-PORTMAP = Ruleset(HOST, "cnikit_portmap", portmap.TABLE)
-PORT = member(portmap.TABLE, "ports4", ("tcp", "80"), ("10.1.0.7", "80"), TAG)
-OTHER = member(portmap.TABLE, "ports4", ("tcp", "81"), ("10.1.0.8", "80"), "cni:net1/c2/eth0")
-RANGE = member(portmap.TABLE, "ranges4", ("tcp", "0.0.0.0/0", "90-99"), ("10.1.0.7",), TAG)
+PORTMAP = Ruleset(HOST, "cnikit_portmap", hostports.TABLE)
+PORT = member(hostports.TABLE, "ports4", ("tcp", "80"), ("10.1.0.7", "80"), TAG)
+OTHER = member(hostports.TABLE, "ports4", ("tcp", "81"), ("10.1.0.8", "80"), "cni:net1/c2/eth0")
+RANGE = member(hostports.TABLE, "ranges4", ("tcp", "0.0.0.0/0", "90-99"), ("10.1.0.7",), TAG)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -201,43 +201,43 @@ def test_a_table_is_made_once_and_again(world: World | FakeWorld, name: str) -> 
 
 def test_elements(world: World | FakeWorld) -> None:
     assert make(world, PORT) == [ENOENT]
-    assert world[HOST].element(portmap.TABLE, PORT.element) is None
-    assert world[HOST].elements(portmap.TABLE, "cni:") == []
+    assert world[HOST].element(hostports.TABLE, PORT.element) is None
+    assert world[HOST].elements(hostports.TABLE, "cni:") == []
     assert make(world, PORTMAP, PORT, OTHER, RANGE) == [0, 0, 0, 0]
-    assert world[HOST].element(portmap.TABLE, PORT.element) == PORT.element
+    assert world[HOST].element(hostports.TABLE, PORT.element) == PORT.element
     assert [what.fault(world) for what in (PORT, OTHER, RANGE)] == ["", "", ""]
-    assert world[HOST].elements(portmap.TABLE, TAG) == [PORT.element, RANGE.element]
-    assert len(world[HOST].elements(portmap.TABLE, "cni:net1/")) == 3
-    assert world[HOST].elements(portmap.TABLE, "cni:net2/") == []
+    assert world[HOST].elements(hostports.TABLE, TAG) == [PORT.element, RANGE.element]
+    assert len(world[HOST].elements(hostports.TABLE, "cni:net1/")) == 3
+    assert world[HOST].elements(hostports.TABLE, "cni:net2/") == []
     # The table may be made as it should be at any time: elements stay.
     assert make(world, PORTMAP) == [0]
-    assert world[HOST].element(portmap.TABLE, PORT.element) == PORT.element
+    assert world[HOST].element(hostports.TABLE, PORT.element) == PORT.element
 
 
 def test_an_interval_is_found_by_what_lies_in_it(world: World | FakeWorld) -> None:
     assert make(world, PORTMAP, RANGE) == [0, 0]
     for port, found in (("89", None), ("90", RANGE.element), ("99", RANGE.element), ("100", None)):
         inside = RANGE.element.replace(key=("tcp", "192.0.2.1", port))
-        assert world[HOST].element(portmap.TABLE, inside) == found
+        assert world[HOST].element(hostports.TABLE, inside) == found
 
 
 def test_a_transaction_is_done_whole_or_not_at_all(world: World | FakeWorld) -> None:
     assert make(world, PORTMAP, PORT) == [0, 0]
     assert make(world, OTHER, PORT, RANGE) == [ECANCELED, EEXIST, ECANCELED]
-    assert world[HOST].elements(portmap.TABLE, "cni:") == [PORT.element]
+    assert world[HOST].elements(hostports.TABLE, "cni:") == [PORT.element]
 
 
 def test_what_is_gone_already_is_left_out(world: World | FakeWorld) -> None:
     assert make(world, PORTMAP, PORT, RANGE) == [0, 0, 0]
     assert take(world, OTHER, PORT, OTHER, RANGE) == [0, 0, 0, 0]
-    assert world[HOST].elements(portmap.TABLE, "cni:") == []
+    assert world[HOST].elements(hostports.TABLE, "cni:") == []
     assert take(world, PORT) == [0]
 
 
 def test_a_large_transaction(world: World | FakeWorld) -> None:
-    many = [member(portmap.TABLE, "ports4", ("tcp", str(port)), ("10.1.0.7", "80"), TAG) for port in range(1, 3001)]
+    many = [member(hostports.TABLE, "ports4", ("tcp", str(port)), ("10.1.0.7", "80"), TAG) for port in range(1, 3001)]
     assert make(world, PORTMAP, *many) == [0] * 3001
-    assert len(world[HOST].elements(portmap.TABLE, TAG)) == 3000
+    assert len(world[HOST].elements(hostports.TABLE, TAG)) == 3000
     assert take(world, *many) == [0] * 3000
 
 
@@ -251,7 +251,7 @@ FAULTS = [
 @pytest.mark.parametrize(("wanted", "fault"), FAULTS)
 def test_faults_of_an_element(world: World | FakeWorld, wanted: Element, fault: str) -> None:
     make(world, PORTMAP, PORT)
-    assert fault in Member(HOST, "ports4", portmap.TABLE, wanted).fault(world)
+    assert fault in Member(HOST, "ports4", hostports.TABLE, wanted).fault(world)
 
 
 def test_an_appended_rule(world: World | FakeWorld) -> None:
@@ -273,4 +273,4 @@ def test_two_that_make_a_table_at_once_both_succeed(host: str) -> None:
         assert make(one, PORTMAP, PORT) == [0, 0]
         assert make(two, PORTMAP, OTHER) == [0, 0]
         assert PORTMAP.fault(one) == ""
-        assert len(one[HOST].elements(portmap.TABLE, "cni:")) == 2
+        assert len(one[HOST].elements(hostports.TABLE, "cni:")) == 2

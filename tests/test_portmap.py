@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from cnikit import request
+from cnikit import hostports, request
 from cnikit.plan import render
 from cnikit.plugins import bridge, portmap
-from tests.conftest import Call, ip, sh
+from tests.conftest import Call, ip, needs_reference, sh
 from tests.packets import UDP, arrived, reached, send_frame, server, udp_socket, unreached, wire
 
 V4, V6 = ("10.11.0.2", "10.11.0.3"), ("fd00:11::2", "fd00:11::3")
@@ -51,6 +53,7 @@ class Node:
         self.host = host
         self.containers = (new_container(), new_container())
         self.outside = new_container()
+        self.second: dict[str, Any] = {}
         wire(host, self.outside, ("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64"))
         self.results = [
             Call(bridge.PLUGIN, "ADD", network(i), CNI_NETNS=self.containers[i], CNI_CONTAINERID=f"c{i + 1}").result()
@@ -337,7 +340,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("given", "joined"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_in_a_row(given: list[tuple[int, int]], joined: list[tuple[int, int, int]]) -> None:
-    made = portmap.in_a_row([portmap.Mapping("tcp", *ports) for ports in given])
+    made = hostports.in_a_row([hostports.Mapping("tcp", *ports) for ports in given])
     assert [(m.host_port, m.container_port, m.count) for m in made] == joined
 
 
@@ -366,3 +369,167 @@ def test_a_udp_flow_that_began_before_follows_the_port(node: Node) -> None:
                 assert node.call(verb, udp(5353, 53)).status == 0
             client.sendto(b"ping", ("192.0.2.1", 5353))
             assert arrived(listening), verb
+
+
+# A container on two networks
+
+
+def second(node: Node) -> Call:
+    """Attach the first container to another network, with the same ports."""
+    conf = network(name="net2", bridge="br2", ipam={"type": "static", "addresses": [{"address": "10.12.0.2/24"}]})
+    result = Call(bridge.PLUGIN, "ADD", conf, CNI_NETNS=node.containers[0], CNI_IFNAME="eth1").result()
+    ports = {
+        **config(tcp(8080, 80), *(tcp(p, p) for p in (90, 91)), tcp(70, 71, hostIP="192.0.2.1"), prev=result),
+        "name": "net2",
+    }
+    node.second = ports
+    return Call(portmap.PLUGIN, "ADD", ports, CNI_NETNS=node.containers[0], CNI_IFNAME="eth1")
+
+
+def test_another_network_of_the_container_takes_over(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80), tcp(90, 90), tcp(91, 91), tcp(70, 71, hostIP="192.0.2.1")).result()
+    second(node).result()
+    environ = {"CNI_NETNS": node.containers[0], "CNI_IFNAME": "eth1"}
+    assert Call(portmap.PLUGIN, "CHECK", node.second, **environ).succeeded()
+    with server(node.containers[0], "10.12.0.2", 80) as other:
+        assert unreached(other, node.outside, "192.0.2.1", 8080)
+        assert node.call("DEL").succeeded()
+        assert reached(other, node.outside, "192.0.2.1", 8080)
+    for host_port, inside in ((91, 91), (70, 71)):
+        with server(node.containers[0], "10.12.0.2", inside) as other:
+            assert reached(other, node.outside, "192.0.2.1", host_port)
+    assert Call(portmap.PLUGIN, "CHECK", node.second, **environ).succeeded()
+    assert Call(portmap.PLUGIN, "DEL", node.second, **environ).succeeded()
+    assert "cni:" not in sh("nft list table inet cnikit_portmap")
+
+
+def test_the_other_network_may_go_first(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80)).result()
+    before = sh("nft list table inet cnikit_portmap")
+    second(node).result()
+    assert Call(portmap.PLUGIN, "DEL", node.second, CNI_IFNAME="eth1").succeeded()
+    assert sh("nft list table inet cnikit_portmap") == before
+
+
+# Conditions
+
+
+def test_conditions_in_words_of_nft(node: Node) -> None:
+    keys: dict[str, Any] = {
+        "conditionsV4": ["ip saddr", "{ 192.0.2.2, 192.0.2.77 }"],
+        "conditionsV6": ["ip6 saddr 2001:db8::77"],
+    }
+    for _ in range(2):
+        node.call("ADD", tcp(8080, 80), tcp(8081, 80, hostIP="192.0.2.1"), **keys).result()
+        assert node.call("CHECK", tcp(8080, 80), tcp(8081, 80, hostIP="192.0.2.1"), **keys).succeeded()
+        with server(node.containers[0], V4[0], 80) as web, server(node.containers[0], V6[0], 80) as web6:
+            assert reached(web, node.outside, "192.0.2.1", 8080)
+            assert reached(web, node.outside, "192.0.2.1", 8081)
+            assert unreached(web, node.containers[1], "192.0.2.1", 8080)
+            assert unreached(web6, node.outside, "2001:db8::1", 8080)
+        assert node.call("DEL", **keys).succeeded()
+        assert "cni:" not in sh("nft list table inet cnikit_portmap")
+
+
+def test_conditions_and_gc(node: Node) -> None:
+    keys: dict[str, Any] = {"conditionsV4": ["ip saddr 192.0.2.2"]}
+    for number in (0, 1):
+        node.call("ADD", tcp(8080 + number, 80), number=number, **keys).result()
+    keys["cni.dev/valid-attachments"] = [{"containerID": "c2", "ifname": "eth0"}]
+    assert node.call("GC", **keys).succeeded()
+    listed = sh("nft list chain inet cnikit_portmap conditional4")
+    assert ("net1/c1/" in listed, "net1/c2/" in listed) == (False, True)
+
+
+BAD_KEYS: dict[str, tuple[dict[str, Any], str]] = {
+    "backend": ({"backend": "ufw"}, "backend: 'ufw' is neither 'nftables' nor 'iptables'"),
+    "markMasqBit": ({"markMasqBit": 32}, "markMasqBit: 32 is not in 0..31"),
+    "mark and chain": (
+        {"markMasqBit": 1, "externalSetMarkChain": "X"},
+        "externalSetMarkChain: cannot be",
+    ),
+    "nft with iptables": (
+        {"backend": "iptables", "conditionsV4": ["ip saddr 1.2.3.4"]},
+        "conditionsV4: is for the backend",
+    ),
+    "iptables with nft": ({"backend": "nftables", "conditionsV6": ["-s", "::1"]}, "conditionsV6: is for"),
+    "chain with nft": (
+        {"backend": "nftables", "externalSetMarkChain": "X"},
+        "externalSetMarkChain: is for the backend",
+    ),
+    "conditions": (
+        {"conditionsV4": ["ip saddr nowhere at all"]},
+        "conditionsV4: nft does not understand",
+    ),
+    "two rules": ({"conditionsV4": ["ip saddr 1.2.3.4 drop; add"]}, "conditionsV4: more than one rule's conditions"),
+    "a verdict": ({"conditionsV4": ["drop"]}, "conditionsV4: nft does not understand"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KEYS)
+def test_bad_keys(node: Node, case: str) -> None:
+    keys, why = BAD_KEYS[case]
+    code, msg = node.call("ADD", tcp(8080, 80), **keys).error()
+    assert (code, msg.startswith(why)) == (7, True), msg
+    assert "cnikit_portmap" not in sh("nft list tables")
+
+
+# iptables, and what the reference has left
+
+
+@pytest.mark.parametrize(
+    "keys", [{"backend": "iptables"}, {"conditionsV4": ["-m", "tcp", "!", "-s", "192.0.2.77"]}], ids=str
+)
+def test_with_iptables(node: Node, keys: dict[str, Any]) -> None:
+    node.call("ADD", tcp(8080, 80), **keys).result()
+    assert "CNI-HOSTPORT-DNAT" in sh("iptables-save")
+    assert "cni:" not in sh("nft list table inet cnikit_portmap")
+    with server(node.containers[0], "0.0.0.0", 80) as web:
+        assert reached(web, node.outside, "192.0.2.1", 8080) == "192.0.2.2"
+        assert reached(web, node.host, "127.0.0.1", 8080) == "10.11.0.1"
+    assert node.call("CHECK", tcp(8080, 80), **keys).succeeded()
+    sh("iptables -t nat -F CNI-HOSTPORT-DNAT")
+    assert node.call("CHECK", tcp(8080, 80), **keys).error()[0] == 101
+    node.call("ADD", tcp(8080, 80), **keys).result()
+    assert node.call("DEL").succeeded()
+    assert "CNI-DN-" not in sh("iptables-save; ip6tables-save")
+
+
+def test_gc_with_iptables(node: Node) -> None:
+    for number in (0, 1):
+        node.call("ADD", tcp(8080 + number, 80), number=number, backend="iptables").result()
+    keys: dict[str, Any] = {"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]}
+    assert node.call("GC", **keys).succeeded()
+    saved = sh("iptables-save")
+    assert ('id: \\"c1\\"' in saved, 'id: \\"c2\\"' in saved) == (False, True)
+
+
+@pytest.mark.all
+def test_del_takes_away_what_the_reference_made(node: Node) -> None:
+    environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": node.containers[0]}
+    prev = {**node.results[0], "cniVersion": "1.0.0"}
+    conf = {**config(tcp(8080, 80), udp(53, 53), prev=prev), "cniVersion": "1.0.0"}
+    run = subprocess.run(
+        [needs_reference() / "portmap"],
+        input=json.dumps(conf).encode(),
+        env={"PATH": os.environ["PATH"], **environ, "CNI_PATH": "/usr/lib/cni"},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+    assert "CNI-DN-" in sh("iptables-save")
+    assert node.call("DEL").succeeded()
+    assert "CNI-DN-" not in sh("iptables-save; ip6tables-save")
+
+
+def test_del_takes_away_rules_of_the_references_nftables_backend(node: Node) -> None:
+    for family, address in (("ip", "10.11.0.2"), ("ip6", "[fd00:11::2]")):
+        table = f"{family} cni_hostport"
+        sh(f"nft 'add table {table}; add chain {table} hostports; add chain {table} masquerading'")
+        for container in ("c1", "c12"):
+            rule = f'tcp dport 8080 dnat to {address}:80 comment "{container}"'
+            sh(f"nft add rule {family} cni_hostport hostports '{rule}'")
+    assert node.call("DEL").succeeded()
+    listed = sh("nft list ruleset")
+    assert listed.count('comment "c1"') == 0
+    assert listed.count('comment "c12"') == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from cnikit import networks, result
 from cnikit.attachments import Cache
 from cnikit.errors import CniError
 from cnikit.networks import Network
-from cnikit.runtime import Attachment, Runtime
+from cnikit.runtime import Attachment, Repaired, Runtime
+from tests.fake_own import Ours
 from tests.fake_plugin import FakePlugins
 
 WEB = Attachment(
@@ -474,3 +477,147 @@ def test_a_version_that_cannot_be_read_is_told_by_type(
 
 def test_results_are_kept_where_libcni_keeps_them() -> None:
     assert Runtime([]).cache.__dict__ == Cache("/var/lib/cni").__dict__
+
+
+class TestRepair:
+    """Our plugins are asked in this process, others are left alone."""
+
+    web = replace(WEB, netns="/proc/self/ns/net")
+
+    @pytest.fixture
+    def ours(self, monkeypatch: pytest.MonkeyPatch, plugins: FakePlugins) -> Ours:
+        return Ours(monkeypatch, plugins, "alpha", "beta")
+
+    @pytest.fixture
+    def attached(self, runtime: Runtime, plugins: FakePlugins, ours: Ours) -> Runtime:
+        runtime.add(chain(), self.web)
+        plugins.calls()
+        assert ours.asked == []
+        return runtime
+
+    def test_each_plugin_in_order_and_then_its_check(self, attached: Runtime, plugins: FakePlugins, ours: Ours) -> None:
+        ours.missing = {"beta": ("nft add ...", "nft add ...")}
+        repaired = attached.repair(chain())
+        assert repaired == (
+            Repaired(self.web, "alpha"),
+            Repaired(self.web, "beta", restored=("nft add ...", "nft add ...")),
+            Repaired(self.web, "gamma", left_alone=f"{plugins.folder}/gamma is another suite's"),
+        )
+        assert ours.called() == ["alpha repair", "alpha check", "beta repair", "beta check"]
+        assert plugins.called() == ["gamma CHECK"]
+
+    def test_a_plugin_is_given_what_check_is_given(
+        self, monkeypatch: pytest.MonkeyPatch, attached: Runtime, plugins: FakePlugins, ours: Ours
+    ) -> None:
+        monkeypatch.setenv("CNI_ARGS", "FROM=OUTSIDE")
+        monkeypatch.setenv("TRACEPARENT", "00-1-2-01")
+        attached.check(chain(), self.web)
+        checks = {call["plugin"]: call for call in plugins.calls()}
+        attached.repair(chain())
+        for name, _, asked in ours.asked:
+            assert (asked.verb, asked.version, asked.netns) == ("CHECK", "1.1.0", "/proc/self/ns/net")
+            assert json.loads(asked.stdin) == checks[name]["stdin"]
+            given = checks[name]["env"]
+            shown = ("TRACEPARENT", *(variable for variable in given if variable.startswith("CNI_")))
+            assert {variable: asked.environ[variable] for variable in shown} == {v: given[v] for v in shown}
+        assert [len(ours.asked), ours.asked[0][2].args] == [4, "IgnoreUnknown=1;K8S_POD_NAME=web"]
+
+    def test_attachments_of_a_network_alone_or_those_named(self, attached: Runtime, ours: Ours) -> None:
+        other = replace(OLD, netns="/proc/self/ns/net")
+        attached.add(chain(), other)
+        attached.add(chain(name="net1-x"), replace(self.web, ifname="eth5"))
+        whose = [done.attachment.key for done in attached.repair(chain())]
+        assert whose == [("old", "eth1")] * 3 + [("web", "eth0")] * 3
+        assert {done.attachment.key for done in attached.repair(chain(), [other])} == {("old", "eth1")}
+
+    @pytest.mark.parametrize("verb", ["repair", "check"])
+    def test_a_failure_is_told_and_the_rest_repaired(self, attached: Runtime, ours: Ours, verb: str) -> None:
+        attached.add(chain(), replace(OLD, netns="/proc/self/ns/net"))
+        ours.missing = {"alpha": ("nft add ...",)}
+        ours.faults = {f"alpha {verb}": CniError(7, "taken", "by db")}
+        repaired = [done for done in attached.repair(chain()) if done.plugin != "gamma"]
+        faults = [done.fault and (done.fault.code, str(done.fault)) for done in repaired]
+        assert faults == [(7, "alpha: taken (by db)"), None] * 2
+        assert repaired[0].restored == (() if verb == "repair" else ("nft add ...",))
+        assert ours.called().count("beta repair") == 2
+
+    def test_another_suites_fault_is_told(self, attached: Runtime, plugins: FakePlugins) -> None:
+        plugins.script({"gamma CHECK": REFUSED})
+        gamma = attached.repair(chain())[2]
+        assert gamma.left_alone == f"{plugins.folder}/gamma is another suite's"
+        assert str(gamma.fault) == "gamma: full (wait)"
+
+    def test_a_network_that_disables_check_is_repaired_and_not_checked(
+        self, attached: Runtime, plugins: FakePlugins, ours: Ours
+    ) -> None:
+        assert [done.fault for done in attached.repair(chain(disableCheck=True))] == [None] * 3
+        assert (ours.called(), plugins.called()) == (["alpha repair", "beta repair"], [])
+
+    def test_a_namespace_that_is_gone_is_left_alone(
+        self, tmp_path: Path, attached: Runtime, plugins: FakePlugins, ours: Ours
+    ) -> None:
+        (tmp_path / "netns").touch()  # what is left of one after a reboot
+        for container, path in (("a", "/run/netns/none"), ("b", str(tmp_path / "netns"))):
+            attached.add(chain(), Attachment(container, netns=path))
+        plugins.calls()
+        repaired = attached.repair(chain())
+        assert [(done.attachment.container, done.plugin, done.left_alone) for done in repaired[:2]] == [
+            ("a", "", "/run/netns/none is gone"),
+            ("b", "", f"{tmp_path}/netns is gone"),
+        ]
+        assert [done.attachment.container for done in repaired[2:]] == ["web"] * 3
+        assert len(ours.asked) == 4
+        assert plugins.called() == ["gamma CHECK"]
+
+    def test_what_is_no_namespace_is_a_fault(self, tmp_path: Path, attached: Runtime, ours: Ours) -> None:
+        attached.add(chain(), Attachment("a", netns=str(tmp_path)))
+        first = attached.repair(chain())[0]
+        assert (first.plugin, str(first.fault)) == ("", f"CNI_NETNS: {tmp_path} is no network namespace")
+        assert len(ours.asked) == 4
+
+    def test_what_was_not_added_is_a_fault(self, attached: Runtime, ours: Ours) -> None:
+        (done,) = attached.repair(chain(), [Attachment("db", netns="/proc/self/ns/net")])
+        assert done.fault
+        assert (done.fault.code, done.fault.msg) == (3, "no result is cached of eth0 of db")
+        assert ours.asked == []
+
+    def test_a_plugin_that_is_missing_is_a_fault(self, attached: Runtime, plugins: FakePlugins) -> None:
+        (plugins.folder / "alpha").unlink()
+        faults = [str(done.fault or "") for done in attached.repair(chain())]
+        assert faults == [f"alpha: no such plugin (looked in {plugins.folder})", "", ""]
+
+    def test_a_network_too_old_for_check_is_refused(self, runtime: Runtime) -> None:
+        error = caught(lambda: runtime.repair(chain(cniVersion="0.3.1")))
+        assert (error.code, error.msg) == (1, "net1 cannot be repaired")
+
+    def test_another_executable_in_ours_place_is_another_suites(
+        self, attached: Runtime, plugins: FakePlugins, ours: Ours
+    ) -> None:
+        with (plugins.folder / "beta").open("a") as file:
+            file.write("\n")
+        assert [bool(done.left_alone) for done in attached.repair(chain())] == [False, True, True]
+        assert ours.called() == ["alpha repair", "alpha check"]
+
+    def test_an_executable_reached_by_a_link_is_ours_still(
+        self, tmp_path: Path, attached: Runtime, plugins: FakePlugins
+    ) -> None:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "alpha").symlink_to(plugins.folder / "alpha")
+        runtime = Runtime([elsewhere, plugins.folder], tmp_path / "cache")
+        assert [bool(done.left_alone) for done in runtime.repair(chain())] == [False, False, True]
+
+    @pytest.mark.parametrize(("build", "is_ours"), [(".cnikit-1.0", True), (".cnikit-2.0", False)])
+    def test_a_built_runtime_repairs_what_its_own_build_made(
+        self, monkeypatch: pytest.MonkeyPatch, attached: Runtime, build: str, is_ours: bool
+    ) -> None:
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+        monkeypatch.setattr(sys, "prefix", f"/opt/cni/bin/{build}")
+        left_alone = [bool(done.left_alone) for done in attached.repair(chain())]
+        assert left_alone == [not is_ours, not is_ours, True]
+
+    def test_what_our_build_has_and_is_no_plugin_of_a_list_is_left_alone(
+        self, monkeypatch: pytest.MonkeyPatch, attached: Runtime
+    ) -> None:
+        monkeypatch.delitem(sys.modules, "cnikit.plugins.alpha")
+        assert [bool(done.left_alone) for done in attached.repair(chain())] == [True, False, True]

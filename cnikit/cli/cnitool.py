@@ -1,6 +1,7 @@
 """cnitool: run the verbs of a network by hand.
 
-A drop-in for the Go cnitool: the same commands, variables, container ids and cached results.
+A drop-in for the Go cnitool: the same commands, variables, container ids and cached results. One command is more than
+it has: `cnitool repair` puts back what a flush of the host's rules took from running containers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cnikit import attachments, jsontext, networks, spec
 from cnikit.attachments import Attachment
 from cnikit.errors import CniError, invalid_environment
 from cnikit.networks import Network
-from cnikit.runtime import Runtime
+from cnikit.runtime import Repaired, Runtime
 
 DEFAULT_PATH = "/opt/cni/bin"
 
@@ -48,6 +49,20 @@ rules. What is still attached must be told to the plugins:
 
 The Go cnitool passes no list at all, which is --all without asking. Nothing may be
 added to or deleted from the network meanwhile.
+"""
+
+
+_REPAIR = """\
+Put back masquerading, published ports and firewall of running containers after
+`nft flush ruleset`, `iptables -F` or a reload of firewalld has taken them away.
+All attachments in the cached results of the network are gone through, whoever added
+them, or only those in the namespace NETNS: a path, a name known to `ip netns` or a
+process id. Interfaces are not touched. What the plugins are given comes from the
+cached results; CNI_IFNAME, CNI_ARGS and CAP_ARGS do not count.
+
+It is done here and not by the plugins, as CNI has no verb for it, so only for those
+of this suite. At last every attachment is checked. Nothing may be added to or deleted
+from the network meanwhile.
 """
 
 
@@ -97,7 +112,7 @@ def plugin_path() -> list[str]:
 
 def _add(options: argparse.Namespace) -> None:
     network, attachment = _network(options), _attachment(options)
-    _must_exist(attachment)
+    _must_exist(attachment.netns)
     added = _runtime(options).add(network, attachment)
     print(jsontext.encode(added.document))
 
@@ -108,10 +123,30 @@ def _delete(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     network, attachment = _network(options), _attachment(options)
-    _must_exist(attachment)
+    _must_exist(attachment.netns)
     if network.disable_check:
         _say_declined(options, network)
     _runtime(options).check(network, attachment)
+
+
+def _repair(options: argparse.Namespace) -> None:
+    network, runtime = _network(options), _runtime(options)
+    chosen = _chosen(options, runtime.attachments(network))
+    repaired = runtime.repair(network, chosen)
+    for done in repaired:
+        if done.restored:
+            print(f"{_share(done)}: put back: {'; '.join(map(_in_one_line, done.restored))}")
+        if done.left_alone:
+            print(f"{_share(done)}: left alone: {done.left_alone}")
+    faults = [_fault(done, done.fault) for done in repaired if done.fault]
+    faults += [] if options.netns else _unreadable(network, runtime)
+    if faults:
+        first, *others = faults
+        for other in others:
+            first.add_note(str(other))
+        raise first
+    if not any(done.restored for done in repaired):
+        print("nothing was missing" if chosen else "nothing to repair: no attachment is cached")
 
 
 def _gc(options: argparse.Namespace) -> None:
@@ -138,6 +173,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "add": _add,
     "del": _delete,
     "check": _check,
+    "repair": _repair,
     "gc": _gc,
     "status": _status,
     "version": _version,
@@ -178,6 +214,8 @@ def _parser() -> argparse.ArgumentParser:
         verb(name, what, f"{what[0].upper()}{what[1:]}.\n\n{_NETNS}").add_argument(
             "netns", metavar="NETNS", help="network namespace of the container"
         )
+    repair = verb("repair", "put back what a flush of the host's rules took", _REPAIR)
+    repair.add_argument("netns", metavar="NETNS", nargs="?", help="network namespace of one container")
     gc = verb("gc", "free what is left of attachments that are gone", _GC)
     choice = gc.add_mutually_exclusive_group()
     choice.add_argument(
@@ -198,9 +236,7 @@ def _runtime(options: argparse.Namespace) -> Runtime:
 
 
 def _attachment(options: argparse.Namespace) -> Attachment:
-    if not options.netns:
-        raise _UsageError("NETNS is empty")
-    netns = netns_path(options.netns)
+    netns = _named_netns(options)
     try:
         return Attachment(
             container_id(netns),
@@ -211,6 +247,12 @@ def _attachment(options: argparse.Namespace) -> Attachment:
         )
     except CniError as e:
         raise _UsageError(str(e)) from None
+
+
+def _named_netns(options: argparse.Namespace) -> str:
+    if not options.netns:
+        raise _UsageError("NETNS is empty")
+    return netns_path(options.netns)
 
 
 def _arguments(text: str) -> tuple[tuple[str, str], ...]:
@@ -262,11 +304,55 @@ def _all_cached(network: Network, runtime: Runtime) -> list[Attachment]:
     return known
 
 
-def _must_exist(attachment: Attachment) -> None:
-    if not os.path.exists(attachment.netns):
-        raise CniError(
-            spec.INVALID_NETNS, f"{attachment.netns} does not exist", "`ip netns add NAME` makes a namespace"
+def _chosen(options: argparse.Namespace, known: Sequence[Attachment]) -> list[Attachment]:
+    """Return the attachments to repair: all, or those in the namespace that was named."""
+    if options.netns is None:
+        return list(known)
+    netns = _named_netns(options)
+    _must_exist(netns)
+    chosen = [attachment for attachment in known if _is_same(attachment.netns, netns)]
+    if not chosen:
+        why = f"no attachment of {netns} to {options.network} is cached"
+        raise CniError(spec.UNKNOWN_CONTAINER, why, "only what was added can be repaired")
+    return chosen
+
+
+def _is_same(netns: str, other: str) -> bool:
+    try:
+        return os.path.samefile(netns, other)
+    except OSError:
+        return False
+
+
+def _share(done: Repaired) -> str:
+    """Say whose: an attachment, and the plugin if it is one's share."""
+    return ": ".join(filter(None, ("/".join(done.attachment.key), done.plugin)))
+
+
+def _fault(done: Repaired, fault: CniError) -> CniError:
+    return CniError(fault.code, f"{'/'.join(done.attachment.key)}: {fault.msg}", fault.details)
+
+
+def _in_one_line(command: str) -> str:
+    """Return a command line; of what it is given as a document only the head."""
+    first, *rest = command.splitlines()
+    return " ".join([first, rest[0].strip(), "..."]) if rest else first
+
+
+def _unreadable(network: Network, runtime: Runtime) -> list[CniError]:
+    return [
+        CniError(
+            spec.IO_FAILURE,
+            f"{file}: cannot be read, so its attachment is not repaired",
+            "remove the file if that container is gone",
         )
+        for file in runtime.cache.broken(network.name)
+    ]
+
+
+def _must_exist(netns: str) -> None:
+    if not os.path.exists(netns):
+        raise CniError(spec.INVALID_NETNS, f"{netns} does not exist", "`ip netns add NAME` makes a namespace")
 
 
 def _say_declined(options: argparse.Namespace, network: Network) -> None:

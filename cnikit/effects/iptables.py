@@ -33,10 +33,12 @@ _LIMIT = 90.0
 
 
 class Iptables:
-    """The rules of the namespace open as fd, with None of the process's own."""
+    """The rules of the namespace open as fd, with None of the process's own; variant "-legacy" is the old kind's."""
 
-    def __init__(self, fd: int | None) -> None:
+    def __init__(self, fd: int | None, variant: str = "") -> None:
         self._fd = fd
+        # A host may have the old kind under the usual name only.
+        self._variant = variant if _found(f"{PROGRAMS[4]}{variant}-save") else ""
         self._read: dict[tuple[int, str], Chains] = {}
 
     def chains(self, version: int, table: str) -> Chains:
@@ -47,7 +49,7 @@ class Iptables:
         return self._read[key]
 
     def _save(self, version: int, table: str) -> Chains:
-        program = f"{PROGRAMS[version]}-save"
+        program = f"{PROGRAMS[version]}{self._variant}-save"
         status, out, err = self._run(program, ("-t", table), "")
         tables = {} if status else saved(out)
         # Where nft has made rules that iptables has no words for, it ends well with a comment for an answer.
@@ -66,7 +68,7 @@ class Iptables:
             families.setdefault(_version(change), []).append(change)
         if any(isinstance(change, Make) for change in changes):
             for version in families:
-                find(f"{PROGRAMS[version]}-restore")
+                find(f"{PROGRAMS[version]}{self._variant}-restore")
         faults: dict[int, str] = {}
         for version, together in families.items():
             faults[version] = self._settle(version, together)
@@ -104,7 +106,7 @@ class Iptables:
         return fault
 
     def _restore(self, version: int, text: str) -> str:
-        program = f"{PROGRAMS[version]}-restore"
+        program = f"{PROGRAMS[version]}{self._variant}-restore"
         status, _, err = self._run(program, ("--noflush", "-w", str(_WAIT)), text)
         return _ending(status, err) if status else ""
 

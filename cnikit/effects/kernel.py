@@ -74,7 +74,7 @@ class Kernel:
         with netns.Inside(fd):
             self._socket = Socket()
         self._nftables: Nftables | None = None
-        self._iptables: Iptables | None = None
+        self._iptables: dict[str, Iptables] = {}
         self._conntrack: Conntrack | None = None
         self._links: dict[str, Link] = {}
         self._addresses: dict[str, list[BoundAddress]] = {}
@@ -164,6 +164,12 @@ class Kernel:
         """Return chain and comment of the rules of a table."""
         return self.nftables().rules(table)
 
+    def has_chain(self, table: str, name: str) -> bool:
+        """Tell whether iptables has a chain, of either family and variant."""
+        if self.nftables().has_chain(table, name):
+            return True
+        return any(name in self.chains(version, table, "-legacy") for version in _legacy(table))
+
     def dropping(self, hook: str) -> list[tuple[str, str, str]]:
         """Return family, table and name of the nftables chains on a hook that drop what they do not accept."""
         return self.nftables().dropping(hook)
@@ -176,17 +182,27 @@ class Kernel:
         """Return the elements of a table's sets whose comment begins so."""
         return self.nftables().elements(table, prefix)
 
-    def iptables(self) -> Iptables:
-        """Return the namespace's iptables rules."""
-        if self._iptables is None:
+    def iptables(self, variant: str = "") -> Iptables:
+        """Return the namespace's iptables rules; variant "-legacy" is the kind nftables does not show."""
+        if variant not in self._iptables:
             from cnikit.effects.iptables import Iptables
 
-            self._iptables = Iptables(self._fd)
-        return self._iptables
+            self._iptables[variant] = Iptables(self._fd, variant)
+        return self._iptables[variant]
 
-    def chains(self, version: int, table: str) -> Chains:
+    def chains(self, version: int, table: str, variant: str = "") -> Chains:
         """Return the rules of each chain of an iptables table."""
-        return self.iptables().chains(version, table)
+        return self.iptables(variant).chains(version, table)
+
+    def legacy(self, table: str) -> list[int]:
+        """Return the families (4, 6) that have a table of the legacy iptables."""
+        return _legacy(table)
+
+    def unreadable(self, rules: Sequence[str]) -> str:
+        """Return why nft does not understand rules, "" when it does."""
+        from cnikit.effects import nft
+
+        return nft.unreadable(rules, self._fd)
 
     def has_source(self, zone: str, cidr: str) -> bool:
         """Tell whether an address is a source of a zone of firewalld's. Raises CniError when there is no such."""
@@ -215,7 +231,13 @@ class Kernel:
     def _maker(self, transaction: str) -> Callable[[Sequence[Change]], list[Refusal | None]]:
         if transaction == "nftables":
             return self.nftables().change
-        return self.iptables().change if transaction == "iptables" else self._change
+        if transaction == "nft":
+            from cnikit.effects import nft
+
+            return lambda changes: nft.change(changes, self._fd, self.nftables())
+        if transaction:
+            return self.iptables(transaction.removeprefix("iptables")).change
+        return self._change
 
     def _change(self, changes: Sequence[Change]) -> list[Refusal | None]:
         """Do these in order, netlink messages that stand together in one sendmsg."""
@@ -331,6 +353,20 @@ class Kernel:
         if self._container is None:
             raise OSError(ENOENT, "no container namespace is open")
         return self._container
+
+
+def _legacy(table: str) -> list[int]:
+    """Return the families (4, 6) that have a table of the legacy iptables, which nftables does not show."""
+    found = []
+    for version, name in ((4, "ip_tables_names"), (6, "ip6_tables_names")):
+        try:
+            fd = posix.open(f"/proc/thread-self/net/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
+        except OSError:
+            continue
+        if table in posix.read(fd, 4096).decode().split():
+            found.append(version)
+        posix.close(fd)
+    return found
 
 
 def _forgiven(change: Change, errno: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cnikit.effects.netlink import NETLINK_NETFILTER, NetlinkError, Socket
 from cnikit.netlink import nftables
 from cnikit.objects import Refusal, Remove
-from cnikit.ruleset import Appended, Member, Ruleset
+from cnikit.ruleset import Appended, Foreign, Member, Ruleset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ class Nftables:
     def rules(self, table: Table) -> list[tuple[str, str]]:
         """Return chain and comment of the rules of a table, none when there is no such table."""
         return [nftables.rule(body) for body in self._dump(nftables.dump_rules(table))]
+
+    def has_chain(self, table: str, name: str) -> bool:
+        """Tell whether an iptables table of either family has a chain, as far as nftables keeps them."""
+        asked = [nftables.get_chain(family, table, name) for family in ("ip", "ip6")]
+        return any(answer.errno == 0 for answer in self._socket.exchange(asked))
 
     def dropping(self, hook: str) -> list[tuple[str, str, str]]:
         """Return family, table and name of the chains on a hook that drop what they do not accept."""
@@ -86,27 +91,28 @@ class Nftables:
         messages: list[Message] = []
         places: list[int] = []
         for i, change in enumerate(changes):
-            made = _messages(change)
+            made = self._messages(change)
             messages += made
             places += [i] * len(made)
-        failed = self._socket.batch(BEGIN, messages, END)
+        failed = self._socket.batch(BEGIN, messages, END) if messages else {}
         return {places[i] if i >= 0 else -1: errno for i, errno in failed.items()}
+
+    def _messages(self, change: Change) -> list[Message]:
+        what = change.what
+        if isinstance(what, Member):
+            return [(nftables.del_element if _is_removal(change) else nftables.new_element)(what.table, what.element)]
+        if isinstance(what, Foreign):
+            bodies = [(body, *nftables.rule(body)) for body in self._dump(nftables.dump_rules(what.table))]
+            found = [body for body, chain, comment in bodies if chain == what.name and what.matches(comment)]
+            return [nftables.del_rule(what.table, body) for body in found]
+        if isinstance(what, Ruleset):
+            from cnikit.netlink import nftrules
+
+            return nftrules.new_table(what.table)
+        if isinstance(what, Appended):
+            return what.messages()
+        raise TypeError(f"{what} is nothing of nftables'")
 
 
 def _is_removal(change: Change) -> bool:
     return isinstance(change, Remove)
-
-
-def _messages(change: Change) -> list[Message]:
-    what = change.what
-    if isinstance(what, Ruleset):
-        from cnikit.netlink import nftrules
-
-        return nftrules.new_table(what.table)
-    if isinstance(what, Appended):
-        return what.messages()
-    if not isinstance(what, Member):
-        raise TypeError(f"{what} is nothing of nftables'")
-    if isinstance(change, Remove):
-        return [nftables.del_element(what.table, what.element)]
-    return [nftables.new_element(what.table, what.element)]

@@ -258,6 +258,18 @@ def rule(body: bytes) -> tuple[str, str]:
     return text(parts[NFTA_RULE_CHAIN]), comment(parts, NFTA_RULE_USERDATA)
 
 
+def del_rule(table: Table, body: bytes) -> Message:
+    """Return the message that deletes a rule that was listed."""
+    parts = attributes(body, _GENMSG.size)
+    kinds = (NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE)
+    return request(NFT_MSG_DELRULE, table.family, 0, *(attribute(kind, parts[kind]) for kind in kinds))
+
+
+def get_chain(family: str, table: str, name: str) -> Message:
+    """Return the message that asks for a chain."""
+    return request(NFT_MSG_GETCHAIN, family, NLM_F_ACK, string(NFTA_CHAIN_TABLE, table), string(NFTA_CHAIN_NAME, name))
+
+
 def dump_chains() -> Message:
     """Return the message that asks for all chains of all tables."""
     return Message(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN, NLM_F_DUMP, _GENMSG.pack(0, 0, 0))

@@ -1,0 +1,90 @@
+"""What the reference's plugins have left in the kernel, by iptables or by nftables: found cheaply, and taken away.
+
+A node that is switched over in place has containers whose rules the reference made; our DEL of such a container removes
+them. So does it those of our own backend iptables, whose chains have the same names. Where there are none this costs
+a few netlink messages, and no process is started.
+"""
+
+from __future__ import annotations
+
+from cnikit.errors import CniError
+from cnikit.netlink.nftables import Table
+from cnikit.objects import HOST
+from cnikit.ownership import digest, reference_chain
+from cnikit.plan import Del
+from cnikit.ruleset import Foreign
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cnikit.objects import World
+    from cnikit.plan import Step
+    from cnikit.request import Attachment, Request
+    from cnikit.result import IP
+
+_MASQUERADE = Table("inet", "cni_plugins_masquerade", (), ())
+_HOSTPORT = tuple(Table(family, "cni_hostport", (), ()) for family in ("ip", "ip6"))
+
+
+def masquerade(request: Request, world: World) -> list[Step]:
+    """Return the steps that take away an attachment's masquerading, or on GC that of all that are not valid."""
+    attachment = request.attachment
+    if request.verb == "GC":
+        from cnikit import iptables
+
+        return _garbage(iptables.masquerade_garbage, request, world)
+    steps: list[Step] = [Del(Foreign(HOST, "masq_checks", _MASQUERADE, _comment(attachment)))]
+    if _is_there(reference_chain("CNI-", attachment), world):
+        from cnikit import iptables
+
+        steps += iptables.masquerade_removal(attachment, _addresses(request))
+    return steps
+
+
+def _comment(attachment: Attachment) -> str:
+    """Return what the comments of the reference's nftables rules for an attachment begin with."""
+    owner = digest(f"{attachment.ifname}:{attachment.container}")
+    return f"{digest(attachment.network)[:16]}-{owner[:16]},"
+
+
+def _addresses(request: Request) -> tuple[IP, ...]:
+    try:
+        previous = request.prev_result()
+    except CniError:
+        return ()
+    return previous.ips if previous else ()
+
+
+def port_mappings(request: Request, world: World) -> list[Step]:
+    """Return the same for port mappings; the reference's nftables rules know them by the container only."""
+    attachment = request.attachment
+    if request.verb == "GC":
+        from cnikit import iptables
+
+        return _garbage(iptables.port_mappings_garbage, request, world)
+    steps: list[Step] = [
+        Del(Foreign(HOST, chain, table, attachment.container, whole=True))
+        for table in _HOSTPORT
+        for chain in ("hostports", "masquerading")
+    ]
+    if _is_there(reference_chain("CNI-DN-", attachment), world):
+        from cnikit import iptables
+
+        steps += iptables.port_mappings_removal(attachment)
+    return steps
+
+
+def _garbage(listed: Callable[..., Sequence[Step]], request: Request, world: World) -> list[Step]:
+    keep = {container for container, _ in request.valid_attachments()}
+    try:
+        return list(listed(request.attachment.network, keep, world))
+    except CniError:
+        return []  # There is no iptables here.
+
+
+def _is_there(chain: str, world: World) -> bool:
+    try:
+        return world[HOST].has_chain("nat", chain)
+    except CniError:
+        return False  # There is a legacy table and no program to read it with: nothing can be taken away either.

@@ -1,0 +1,264 @@
+"""Ports of the host that lead to containers, as portmap's nftables table has them.
+
+ports4, ports6             protocol and port: a container's address and port
+host_ports4, host_ports6   the same for one address of the host's
+ranges4, ranges6           ports in a row that keep their numbers: a container's address
+spares4, spares6           ports that another network of the same container has, to be taken over when it goes
+masquerade4, masquerade6   a container's address, and from where packets to it take the host's address
+"""
+
+from __future__ import annotations
+
+from cnikit import ownership
+from cnikit.address import family, format_cidr, format_ip, network, parse_ip
+from cnikit.errors import invalid_config
+from cnikit.netlink import nftables
+from cnikit.netlink.nftables import Chain, Element, Rule, Table, encoded
+from cnikit.objects import HOST, Make, StaleFlows
+from cnikit.plan import Add, Del, Ensure, Step
+from cnikit.ruleset import Member, holds, member, owner, taken
+from cnikit.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cnikit.objects import Change, World
+
+_LOCAL = Rule("fib daddr type local jump published", "what is for this host")
+LOOPBACK = "127.0.0.0/8"
+
+
+def _sets(version: int) -> tuple[nftables.Set, ...]:
+    ip = f"ipv{version}_addr"
+    return (
+        nftables.Set(f"ports{version}", ("inet_proto", "inet_service"), (ip, "inet_service")),
+        nftables.Set(f"host_ports{version}", ("inet_proto", ip, "inet_service"), (ip, "inet_service")),
+        nftables.Set(f"ranges{version}", ("inet_proto", ip, "inet_service"), (ip,), interval=True),
+        nftables.Set(f"spares{version}", ("inet_proto", ip, "inet_service", ip, "inet_service"), interval=True),
+        nftables.Set(f"masquerade{version}", (ip, ip), interval=True),
+    )
+
+
+def _published(version: str, n: int) -> tuple[Rule, ...]:
+    return (
+        Rule(f"jump conditional{n}", "on conditions of their own"),
+        Rule(f"dnat {version} to meta l4proto . {version} daddr . th dport map @host_ports{n}", "of one host address"),
+        Rule(f"dnat {version} to meta l4proto . th dport map @ports{n}", "of all host addresses"),
+        Rule(f"dnat {version} to meta l4proto . {version} daddr . th dport map @ranges{n}", "ports in a row"),
+    )
+
+
+TABLE = Table(
+    "inet",
+    "cnikit_portmap",
+    (*_sets(4), *_sets(6)),
+    (
+        Chain("conditional4", open=True),
+        Chain("conditional6", open=True),
+        Chain("published", (*_published("ip", 4), *_published("ip6", 6))),
+        Chain(
+            "loopback",
+            (
+                Rule(f'iifname != "lo" ip daddr {LOOPBACK} drop', "127.0.0.1 is the host's own, whatever is routed"),
+                Rule(f'iifname != "lo" ip saddr {LOOPBACK} drop', "nobody else speaks from there"),
+            ),
+            "filter",
+            "prerouting",
+            -300,
+        ),
+        Chain("prerouting", (_LOCAL,), "nat", "prerouting", -100),
+        Chain("output", (_LOCAL,), "nat", "output", -100),
+        Chain(
+            "postrouting",
+            (
+                Rule("ct status dnat ip daddr . ip saddr @masquerade4 masquerade", "answers must come back this way"),
+                Rule("ct status dnat ip6 daddr . ip6 saddr @masquerade6 masquerade", "answers must come back this way"),
+            ),
+            "nat",
+            "postrouting",
+            100,
+        ),
+    ),
+)
+
+
+class Mapping(Value):
+    """Host ports that lead to a container's: the first of each, and how many in a row. host_ip "" is any address."""
+
+    protocol: str
+    host_port: int
+    container_port: int
+    host_ip: str = ""
+    count: int = 1
+
+    def one_address(self) -> str:
+        """Return the one address of the host's it is for, "" when it is for all."""
+        return self.host_ip if self.host_ip and any(parse_ip(self.host_ip)) else ""
+
+    def is_for(self, packed: bytes) -> bool:
+        """Tell whether it is for an address of this family."""
+        return not self.host_ip or len(parse_ip(self.host_ip)) == len(packed)
+
+
+def in_a_row(mappings: Iterable[Mapping]) -> tuple[Mapping, ...]:
+    """Join mappings of neighbouring ports that keep their numbers. Raises CniError when two want one host port."""
+    joined: list[Mapping] = []
+    for mapping in sorted(set(mappings), key=lambda m: (m.protocol, m.host_ip, m.host_port)):
+        before = joined[-1] if joined else None
+        same = before and (before.protocol, before.host_ip) == (mapping.protocol, mapping.host_ip)
+        if before and same and before.host_port + before.count > mapping.host_port:
+            raise invalid_config(
+                "runtimeConfig.portMappings", f"{mapping.protocol} port {mapping.host_port} is to lead to two ports"
+            )
+        keeps = mapping.host_port == mapping.container_port
+        if (
+            before
+            and same
+            and keeps
+            and before.host_port == before.container_port
+            and before.host_port + before.count == mapping.host_port
+        ):
+            joined[-1] = before.replace(count=before.count + 1)
+        else:
+            joined.append(mapping)
+    return tuple(joined)
+
+
+class Port(Member):
+    """A host port."""
+
+    def changes(self, world: World) -> Sequence[Change]:
+        """Return what makes it: settled() has looked at who holds it."""
+        return (Make(self),)
+
+
+def port(mapping: Mapping, packed: bytes, comment: str) -> Port:
+    """Return the element that leads a mapping's host ports to a container's address."""
+    version, host_port = 4 if len(packed) == 4 else 6, str(mapping.host_port)
+    if mapping.count > 1:
+        source = mapping.one_address() or format_cidr(bytes(len(packed)), 0)
+        key: tuple[str, ...] = (mapping.protocol, source, f"{host_port}-{mapping.host_port + mapping.count - 1}")
+        return _port(f"ranges{version}", key, (format_ip(packed),), comment)
+    data = (format_ip(packed), str(mapping.container_port))
+    if mapping.one_address():
+        return _port(f"host_ports{version}", (mapping.protocol, mapping.host_ip, host_port), data, comment)
+    return _port(f"ports{version}", (mapping.protocol, host_port), data, comment)
+
+
+def _port(name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) -> Port:
+    return Port(HOST, name, TABLE, Element(name, key, data, comment))
+
+
+def masqueraded(packed: bytes, length: int, comment: str, everybody: bool) -> list[Member]:
+    """Return the elements by which packets to a container's published ports take the host's address.
+
+    Those of its subnet, itself included, and of the host's own 127.0.0.1: answers to them would not come this way.
+    """
+    version = 4 if len(packed) == 4 else 6
+    sources = [format_cidr(bytes(len(packed)), 0)]
+    if not everybody:
+        sources = [format_cidr(network(packed, length), length), *([LOOPBACK] if version == 4 else [])]
+    return [member(TABLE, f"masquerade{version}", (format_ip(packed), source), (), comment) for source in sources]
+
+
+def stale_flows(element: Element) -> list[StaleFlows]:
+    """Return what conntrack may remember of UDP flows to a port from before it led here."""
+    if element.key[0] != "udp" or not element.data:
+        return []
+    low, high = (int.from_bytes(end, "big") for end in encoded("inet_service", element.key[-1]))
+    address = element.key[1] if element.set.startswith("host_ports") else ""
+    return [StaleFlows(HOST, "udp", tuple(range(low, high + 1)), family(parse_ip(element.data[0])), address)]
+
+
+# Who holds a port
+
+_ALL, _RARE = ("ports", "host_ports", "ranges"), ("host_ports", "ranges")
+
+
+def settled(steps: Iterable[Step], world: World) -> list[Step]:
+    """Return a plan that makes room for its ports. Raises CniError naming a holder who may be alive.
+
+    What dead holders and earlier ADDs of this attachment have there is removed. Where the same container holds a port
+    by another of its networks, as podman's do, ours becomes a spare.
+    """
+    plan = list(steps)
+    for found in _in_the_way([step.what.element for step in plan if isinstance(step.what, Port)], world):
+        for i, step in enumerate(plan):
+            if not (isinstance(step.what, Port) and _overlap(found, step.what.element)):
+                continue
+            wanted = step.what.element
+            if found == wanted:
+                plan[i] = Ensure(step.what)
+            elif not holds(found, wanted, world):
+                removal = Del(Member(HOST, found.set, TABLE, found))
+                plan = plan if removal in plan else [removal, *plan]
+            elif ownership.same_container(owner(found), owner(wanted)):
+                plan[i] = Add(spare(wanted))
+            else:
+                raise taken(wanted, found)
+            break
+    return plan
+
+
+def _in_the_way(wanted: list[Element], world: World) -> list[Element]:
+    """Return the ports that some of these overlap, under whatever key."""
+    # One port of any address is looked up by its key; whatever else there is by going through all: there is little.
+    whole = any(element.set.startswith(_RARE) for element in wanted)
+    sets = tuple(s for s in TABLE.sets if s.name.startswith(_ALL if whole else _RARE))
+    found = world[HOST].elements(TABLE.replace(sets=sets), "cni:")
+    if not whole:
+        found = [*found, *filter(None, (world[HOST].element(TABLE, element) for element in wanted))]
+    return [one for one in found if any(_overlap(one, element) for element in wanted)]
+
+
+def _overlap(a: Element, b: Element) -> bool:
+    if a.set[-1] != b.set[-1]:
+        return False  # the other family
+    return all(low <= end and start <= high for (low, high), (start, end) in zip(_ends(a), _ends(b), strict=True))
+
+
+def _ends(element: Element) -> list[tuple[bytes, bytes]]:
+    """Return the first and the last protocol, host address and port of a port."""
+    kinds = TABLE.set(element.set).key
+    protocol, *address, port = (encoded(kind, word) for kind, word in zip(kinds[:3], element.key[:3], strict=True))
+    return [protocol, *(address or [(bytes(16), b"\xff" * 16)]), port]
+
+
+def spare(element: Element) -> Member:
+    """Return a port as a spare."""
+    version = element.set[-1]
+    protocol, *address, port = element.key
+    host_address = address[0] if address else format_cidr(bytes(4 if version == "4" else 16), 0)
+    inside = (*element.data, port)[:2]  # a range keeps its numbers
+    return member(TABLE, f"spares{version}", (protocol, host_address, port, *inside), (), element.comment)
+
+
+def _from_spare(element: Element) -> Port:
+    """Return the port that a spare stands for."""
+    protocol, host_address, port, address, inside = element.key
+    version = element.set[-1]
+    if "-" in port:
+        return _port(f"ranges{version}", (protocol, host_address, port), (address,), element.comment)
+    if host_address.endswith("/0"):
+        return _port(f"ports{version}", (protocol, port), (address, inside), element.comment)
+    return _port(f"host_ports{version}", (protocol, host_address, port), (address, inside), element.comment)
+
+
+def given_back(removals: Sequence[Del], world: World) -> list[Step]:
+    """Return a clean-up in which spares of the same containers take over the ports that become free."""
+    steps: list[Step] = list(removals)
+    removed = [step.what.element for step in removals if isinstance(step.what, Member)]
+    spares = TABLE.replace(sets=tuple(s for s in TABLE.sets if s.name.startswith("spares")))
+    for waiting in world[HOST].elements(spares, "cni:"):
+        if waiting in removed:
+            continue
+        for free in removed:
+            if (
+                free.set.startswith(_ALL)
+                and _overlap(free, waiting)
+                and ownership.same_container(owner(free), owner(waiting))
+            ):
+                steps += [Del(Member(HOST, waiting.set, TABLE, waiting)), Add(_from_spare(waiting))]
+                break
+    return steps

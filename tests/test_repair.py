@@ -1,0 +1,263 @@
+"""`cnitool repair` after a flush of the ruleset: containers work again, and no interface was made anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnikit.cli.cnitool import container_id
+from tests.conftest import BUILT, PROJECT, ip, sh
+from tests.packets import IN_VAIN, PATIENCE, reached, server, wire
+
+MODULES = {
+    "bridge": "cnikit.plugins.bridge",
+    "portmap": "cnikit.plugins.portmap",
+    "firewall": "cnikit.plugins.firewall",
+    "host-local": "cnikit.ipam.host_local",
+}
+EXECUTABLE = """\
+#!{python}
+import sys
+sys.path.insert(0, {project!r})
+from {module} import PLUGIN
+from cnikit.main import main
+main(PLUGIN)
+"""
+# What chooses a backend, by the type of the plugin.
+BACKENDS: dict[str, dict[str, dict[str, str]]] = {
+    "nftables": {},
+    "iptables": {
+        "bridge": {"ipMasqBackend": "iptables"},
+        "portmap": {"backend": "iptables"},
+        "firewall": {"backend": "iptables"},
+    },
+}
+
+
+def network(folder: Path, backend: str = "nftables", **keys: Any) -> dict[str, Any]:
+    ranges = [[{"subnet": "10.11.0.0/24"}], [{"subnet": "fd00:11::/64"}]]
+    ipam = {"type": "host-local", "dataDir": str(folder / "networks"), "ranges": ranges}
+    bridge = {"bridge": "br1", "isDefaultGateway": True, "ipMasq": True, "macspoofchk": True, "ipam": ipam}
+    plugins: list[dict[str, Any]] = [
+        {"type": "bridge", **bridge, **keys},
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+        {"type": "firewall", "ingressPolicy": "same-bridge"},
+    ]
+    chosen = [{**plugin, **BACKENDS[backend].get(plugin["type"], {})} for plugin in plugins]
+    return {"cniVersion": "1.1.0", "name": "net1", "plugins": chosen}
+
+
+def from_source(folder: Path) -> Path:
+    """Make executables of the plugins as they are in the tree, in a folder that looks like a build."""
+    made = folder / "cni"
+    (made / ".cnikit-0").mkdir(parents=True)
+    for name, module in MODULES.items():
+        (made / name).write_text(EXECUTABLE.format(python=sys.executable, project=str(PROJECT), module=module))
+        (made / name).chmod(0o755)
+    sizes = [f"{name} {(made / name).stat().st_size}\n" for name in MODULES]
+    (made / ".cnikit-0" / "executables").write_text("".join(sizes))
+    return made
+
+
+class Node:
+    """A host that may drop what it forwards, two containers' namespaces, and another host on the wire."""
+
+    def __init__(self, host: str, new_container: Callable[[], str], folder: Path) -> None:
+        self.host = host
+        self.web, self.db, self.outside = new_container(), new_container(), new_container()
+        self.command = [sys.executable, "-m", "cnikit.cli.cnitool"]
+        self.plugins = from_source(folder)
+        self._folder = folder
+        (folder / "net.d").mkdir()
+        self.configure(network(folder))
+        wire(host, self.outside, ("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64"))
+
+    def configure(self, conf: dict[str, Any]) -> None:
+        """Write the network's configuration."""
+        (self._folder / "net.d" / "net1.conflist").write_text(json.dumps(conf))
+
+    def tool(self, verb: str, *netns: str, port: int = 0) -> tuple[int, list[str], str]:
+        """Run cnitool; return its exit status, the lines it prints, and stderr."""
+        mapping = {"hostPort": port, "containerPort": 80, "protocol": "tcp"}
+        variables = {"CNI_PATH": str(self.plugins), "NETCONFPATH": str(self._folder / "net.d")}
+        if port:
+            variables["CAP_ARGS"] = json.dumps({"portMappings": [mapping]})
+        done = subprocess.run(
+            [*self.command, verb, f"--cache={self._folder}", "net1", *netns],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout.splitlines(), done.stderr
+
+    def add(self, netns: str, port: int) -> None:
+        """Add a container that publishes its port 80."""
+        status, _, stderr = self.tool("add", netns, port=port)
+        assert (status, stderr) == (0, "")
+
+    def check(self, *containers: str) -> list[int]:
+        """Return CHECK's exit status for each."""
+        return [self.tool("check", netns)[0] for netns in containers]
+
+    def flush(self, policy: str = "ACCEPT") -> None:
+        """Do as an administrator who loads his own ruleset; with policy DROP as Docker and ufw have it."""
+        sh(f"nft flush ruleset && iptables -P FORWARD {policy} && ip6tables -P FORWARD {policy}")
+
+    def is_published(self, netns: str, port: int, patience: float = PATIENCE) -> bool:
+        """Tell whether the other host reaches a container by a port of this one."""
+        found = []
+        for any_address, address in (("0.0.0.0", "192.0.2.1"), ("::", "2001:db8::1")):
+            with server(netns, any_address, 80) as listening:
+                found.append(reached(listening, self.outside, address, port, patience))
+        assert found in (["192.0.2.2", "2001:db8::2"], ["", ""])
+        return bool(found[0])
+
+    def is_masqueraded(self, netns: str, patience: float = PATIENCE) -> bool:
+        """Tell whether a container reaches the other host, which knows no way to it but by this host's address."""
+        with server(self.outside, "0.0.0.0", 9000) as listening:
+            return reached(listening, netns, "192.0.2.2", 9000, patience) == "192.0.2.1"
+
+    def interfaces(self) -> list[list[tuple[int, str, str]]]:
+        """Return index, name and MAC address of all links, on the host and in the containers."""
+        namespaces = ("", f"-n {Path(self.web).name}", f"-n {Path(self.db).name}")
+        return [
+            [(link["ifindex"], link["ifname"], link["address"]) for link in ip(f"{namespace} link")]
+            for namespace in namespaces
+        ]
+
+
+def put_back(lines: list[str]) -> list[str]:
+    """Return whose what was put back: "CONTAINERID/IFNAME: PLUGIN", all lines being about that."""
+    assert all(": put back: " in line for line in lines), lines
+    return [line.partition(": put back: ")[0] for line in lines]
+
+
+def shares(*containers: str) -> list[str]:
+    """Return the same for all plugins of containers' namespaces, as cnitool goes through them."""
+    ids = sorted(map(container_id, containers))
+    return [f"{container}/eth0: {kind}" for container in ids for kind in ("bridge", "portmap", "firewall")]
+
+
+@pytest.fixture
+def node(host: str, new_container: Callable[[], str], tmp_path: Path) -> Node:
+    return Node(host, new_container, tmp_path)
+
+
+@pytest.fixture
+def attached(node: Node) -> Node:
+    node.add(node.web, 8080)
+    node.add(node.db, 8081)
+    return node
+
+
+# The reference's chains, which the backend iptables makes, let no new connection to a published port through.
+@pytest.mark.parametrize(("backend", "policy"), [("nftables", "DROP"), ("iptables", "ACCEPT")])
+@pytest.mark.parametrize("build", ["source", "built"])
+def test_all_is_back_after_a_flush(node: Node, tmp_path: Path, build: str, backend: str, policy: str) -> None:
+    if build == "built":
+        if not BUILT.exists():
+            pytest.skip("nothing is built: run ./build.sh")
+        node.command, node.plugins = [str(BUILT / "cnitool")], BUILT
+    node.configure(network(tmp_path, backend))
+    node.flush(policy)
+    node.add(node.web, 8080)
+    node.add(node.db, 8081)
+    before = node.interfaces()
+    assert node.is_published(node.web, 8080)
+    assert node.is_masqueraded(node.db)
+    node.flush(policy)
+    assert node.check(node.web, node.db) == [1, 1]
+    assert not node.is_published(node.web, 8080, IN_VAIN)
+    assert not node.is_masqueraded(node.db, IN_VAIN)
+    status, lines, stderr = node.tool("repair")
+    assert (status, put_back(lines), stderr) == (0, shares(node.web, node.db), "")
+    assert node.check(node.web, node.db) == [0, 0]
+    assert node.is_published(node.web, 8080)
+    assert node.is_published(node.db, 8081)
+    assert node.is_masqueraded(node.db)
+    assert node.interfaces() == before
+    assert node.tool("repair") == (0, ["nothing was missing"], "")
+
+
+def test_only_what_is_missing_is_put_back(attached: Node) -> None:
+    sh("nft delete element inet cnikit_portmap ports4 '{ tcp . 8081 }'")
+    sh(f"ip netns exec {Path(attached.host).name} sysctl -qw net.ipv4.ip_forward=0")
+    status, lines, _ = attached.tool("repair")
+    assert status == 0
+    first = min(map(container_id, (attached.web, attached.db)))
+    element = "nft add 'element inet cnikit_portmap ports4 { tcp . 8081 comment"
+    assert any(f"{container_id(attached.db)}/eth0: portmap: put back: {element}" in line for line in lines)
+    assert f"{first}/eth0: bridge: put back: sysctl -w net/ipv4/ip_forward=1" in lines
+    assert len(lines) == 2
+    assert attached.check(attached.web, attached.db) == [0, 0]
+
+
+def test_one_container_alone(attached: Node) -> None:
+    attached.flush()
+    status, lines, _ = attached.tool("repair", attached.web)
+    assert (status, put_back(lines)) == (0, shares(attached.web))
+    assert attached.check(attached.web, attached.db) == [0, 1]
+
+
+def test_a_namespace_that_is_gone_is_named_and_the_others_repaired(attached: Node) -> None:
+    sh(f"ip netns del {Path(attached.web).name}")
+    attached.flush()
+    status, lines, stderr = attached.tool("repair")
+    gone = f"{container_id(attached.web)}/eth0: left alone: {attached.web} is gone"
+    assert (status, stderr, lines.count(gone)) == (0, "", 1)
+    lines.remove(gone)
+    assert put_back(lines) == shares(attached.db)
+    assert attached.check(attached.db) == [0]
+    assert attached.is_published(attached.db, 8081)
+
+
+def test_another_containers_namespace_by_now_is_told_and_nothing_put_back_in_its_name(attached: Node) -> None:
+    name = Path(attached.web).name
+    sh(f"ip netns del {name} && ip netns add {name} && ip -n {name} link add eth0 type veth peer name eth1")
+    attached.flush()
+    status, lines, stderr = attached.tool("repair")
+    assert (status, put_back(lines)) == (1, shares(attached.db))
+    said = f"cnitool: repair net1: {container_id(attached.web)}/eth0: eth0 in {attached.web} has the MAC address"
+    assert (stderr.startswith(said), stderr.count("\n")) == (True, 1)
+    assert container_id(attached.web) not in sh("nft list ruleset")
+
+
+def test_an_interface_that_is_gone_is_told_and_nothing_put_back_for_it(attached: Node) -> None:
+    sh(f"ip -n {Path(attached.web).name} link del eth0")
+    attached.flush()
+    status, lines, stderr = attached.tool("repair")
+    assert (status, put_back(lines)) == (1, shares(attached.db))
+    said = f"cnitool: repair net1: {container_id(attached.web)}/eth0: eth0 is not in {attached.web}"
+    assert (stderr.startswith(said), stderr.count("\n")) == (True, 1)
+    assert container_id(attached.web) not in sh("nft list ruleset")
+
+
+def test_what_cannot_be_put_back_is_told(attached: Node) -> None:
+    sh(f"ip -n {Path(attached.web).name} addr del 10.11.0.2/24 dev eth0")
+    attached.flush()
+    status, lines, stderr = attached.tool("repair")
+    assert (status, put_back(lines)) == (1, shares(attached.web, attached.db))
+    assert stderr.startswith(f"cnitool: repair net1: {container_id(attached.web)}/eth0: bridge: ")
+    assert ("10.11.0.2/24" in stderr, stderr.count("\n")) == (True, 1)
+
+
+def test_a_port_that_another_container_has_by_now_stays_its(node: Node) -> None:
+    node.add(node.web, 8080)
+    node.flush()
+    node.add(node.db, 8080)
+    status, lines, stderr = node.tool("repair")
+    web, db = (container_id(netns) for netns in (node.web, node.db))
+    assert (status, put_back(lines)) == (1, [f"{web}/eth0: bridge", f"{web}/eth0: firewall"])
+    assert stderr.startswith(f"cnitool: repair net1: {web}/eth0: portmap: tcp . 8080 is taken by container {db} ")
+    assert stderr.count("\n") == 1
+    assert node.is_published(node.db, 8080)
+    assert node.check(node.web, node.db) == [1, 0]
+    assert node.is_masqueraded(node.web)
