@@ -25,13 +25,13 @@ EOF
 
 # Debian packages, needed for: building, the demo, the tests, all tests, the benchmark.
 build_packages=(python3 python3-venv libpython3 binutils)
-demo_packages=(util-linux iputils-ping)
+demo_packages=(util-linux iputils-ping nftables)
 test_packages=(util-linux iproute2 nftables iptables iputils-ping git)
 all_packages=(
     containernetworking-plugins strace dbus-daemon python3-firewall python3-nftables
     podman runc containerd busybox-static
 )
-bench_packages=(util-linux iproute2 containernetworking-plugins time)
+bench_packages=(util-linux iproute2 iptables containernetworking-plugins time iperf3)
 
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")"

@@ -222,7 +222,7 @@ class Runtime:
     ) -> request.Request:
         """Return the CHECK that a plugin would be given."""
         variables = {"CNI_COMMAND": "CHECK", "CNI_PATH": ":".join(self.path), **_variables(attachment)}
-        environ = {**without_bootloader(os.environ), **dict.fromkeys(spec.VARIABLES, ""), **variables}
+        environ = {**without_bootloader(os.environ), **variables}
         config = _config(network, plugin, attachment, previous)
         return request.parse(environ, jsontext.encode(config, indent=None).encode)
 

@@ -53,7 +53,7 @@ from __future__ import annotations
 
 from cnikit import chained, configure, jsontext, result, spec
 from cnikit.address import format_mac, parse_mac
-from cnikit.effects import backup
+from cnikit.effects import backup, files
 from cnikit.effects.backup import Backup
 from cnikit.effects.kernel import World, open_world
 from cnikit.effects.sysctl import is_net
@@ -198,8 +198,7 @@ def _refuse_not_allowed(conf: Conf) -> None:
     if not conf.sysctls:
         return
     try:
-        with open(ALLOW_LIST, "rb") as file:
-            lines = file.read().decode("utf-8", "replace").splitlines()
+        lines = files.read(ALLOW_LIST).decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return
     except OSError as e:

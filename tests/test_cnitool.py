@@ -363,6 +363,7 @@ class TestRepair:
     def test_one_containers_attachments_alone(
         self, tool: Tool, ours: Ours, capsys: pytest.CaptureFixture[str], path: str
     ) -> None:
+        (tool.results / "net1-zzz-eth0").touch()  # of all attachments only
         ours.missing = {"alpha": ("nft ...",)}
         status, lines, _ = self.repair(tool, capsys, path)
         assert (status, len(lines)) == (0, 1)

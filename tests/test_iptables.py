@@ -573,7 +573,6 @@ NAMES = [family + kind for family in FAMILIES for kind in ("", "-save", "-restor
 
 def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have programs looked for in a folder first."""
-    monkeypatch.setitem(posix.environ, b"PATH", f"{folder}:{os.environ['PATH']}".encode())
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 

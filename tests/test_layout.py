@@ -124,6 +124,17 @@ def test_pure_modules_do_not_reach_the_world(name: str) -> None:
     assert {whole for whole in through_doors if not whole.startswith(HARMLESS)} == set()
 
 
+FOR_PEOPLE = ("cnikit.cli", "cnikit.runtime", "cnikit.networks", "cnikit.attachments", "cnikit.execution")
+HOT = {**EXECUTABLES, **{name: path for name, path in MODULES.items() if not name.startswith(FOR_PEOPLE)}}
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_what_a_plugin_runs_calls_no_builtin_its_interpreter_lacks(name: str) -> None:
+    """See boot.py: open() and the streams come with the half of a start that plugins do without."""
+    calls = (node.func for node in ast.walk(ast.parse(HOT[name].read_text())) if isinstance(node, ast.Call))
+    assert {called.id for called in calls if isinstance(called, ast.Name)} & {"open", "print", "input"} == set()
+
+
 @pytest.mark.parametrize("name", EXECUTABLES)
 def test_an_executable_imports_no_other_executable(name: str) -> None:
     imported = {f"{module}.{part}." for module, part in _imports(EXECUTABLES[name])}

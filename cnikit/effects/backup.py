@@ -26,6 +26,7 @@ import posix
 from posix import strerror
 
 from cnikit import jsontext, spec
+from cnikit.effects import files
 from cnikit.effects.sysctl import is_net
 from cnikit.errors import CniError
 from cnikit.fields import Fields, type_name
@@ -72,7 +73,7 @@ def paths(folder: str) -> list[str]:
 def load(path: str) -> Backup | None:
     """Return what a file holds, None when there is none or it is no backup. Raises CniError (5)."""
     try:
-        content = _read(path)
+        content = files.read(path)
     except OSError as e:
         if e.errno in (ENOENT, ENOTDIR, ENAMETOOLONG):
             return None
@@ -157,14 +158,6 @@ def _encoded(backup: Backup) -> bytes:
         "index": backup.index,
     }
     return jsontext.encode(whole, indent=1).encode()
-
-
-def _read(path: str) -> bytes:
-    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        return posix.read(fd, 1 << 20)
-    finally:
-        posix.close(fd)
 
 
 def _write(path: str, content: bytes) -> None:

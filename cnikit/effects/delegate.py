@@ -11,6 +11,7 @@ import posix
 import sys
 
 from cnikit import jsontext, result, spec
+from cnikit.effects import files
 from cnikit.errors import CniError, invalid_config, invalid_environment
 from cnikit.fields import Fields
 
@@ -83,7 +84,7 @@ def _own_plugin(kind: str, path: str) -> Plugin | None:
     home = sys.prefix.rpartition("/")[0]
     try:
         found, ours = posix.stat(path), posix.stat(f"{home}/{kind}")
-        listed = _read(f"{sys.prefix}/{_MANIFEST}")
+        listed = files.read(f"{sys.prefix}/{_MANIFEST}").decode()
     except OSError:
         return None
     # Another suite's host-local may have been put beside our bridge: then the size differs from the build's list.
@@ -97,14 +98,6 @@ def _own_plugin(kind: str, path: str) -> Plugin | None:
         raise invalid_config("ipam.type", f"{kind} is no ipam plugin") from None
     plugin: Plugin = sys.modules[name].PLUGIN
     return plugin
-
-
-def _read(path: str) -> str:
-    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        return posix.read(fd, 1 << 16).decode()
-    finally:
-        posix.close(fd)
 
 
 def execute(path: str, kind: str, request: Request) -> result.Result | None:

@@ -10,7 +10,7 @@ import posix
 
 from cnikit import spec
 from cnikit.address import parse_cidr, parse_mac
-from cnikit.effects import netns, sysctl
+from cnikit.effects import files, netns, sysctl
 from cnikit.effects.netlink import NetlinkError, Socket
 from cnikit.errors import CniError
 from cnikit.netlink import rtnetlink
@@ -357,15 +357,13 @@ class Kernel:
 
 def _legacy(table: str) -> list[int]:
     """Return the families (4, 6) that have a table of the legacy iptables, which nftables does not show."""
-    found = []
+    found: list[int] = []
     for version, name in ((4, "ip_tables_names"), (6, "ip6_tables_names")):
         try:
-            fd = posix.open(f"/proc/thread-self/net/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
+            tables = files.read(f"/proc/thread-self/net/{name}").decode().split()
         except OSError:
             continue
-        if table in posix.read(fd, 4096).decode().split():
-            found.append(version)
-        posix.close(fd)
+        found += [version] if table in tables else []
     return found
 
 

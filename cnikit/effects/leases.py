@@ -43,6 +43,7 @@ from _blake2 import blake2s
 
 from cnikit import spec
 from cnikit.address import format_ip, parse_ip
+from cnikit.effects import files
 from cnikit.errors import CniError, collected
 
 TYPE_CHECKING = False
@@ -189,7 +190,7 @@ class Store:
     def content(self, address: str) -> bytes | None:
         """Return the address file's content without white space around it, None when it cannot be read."""
         try:
-            return _read(f"{self.folder}/{address}").strip()
+            return files.read(f"{self.folder}/{address}").strip()
         except OSError:
             return None
 
@@ -203,7 +204,7 @@ class Store:
     def last_reserved(self, set_index: int) -> bytes | None:
         """Return the address this range set gave last, None when none is known."""
         try:
-            return parse_ip(_read(self._pointer(set_index)).decode("ascii").strip())
+            return parse_ip(files.read(self._pointer(set_index)).decode("ascii").strip())
         except (OSError, ValueError):
             return None
 
@@ -360,13 +361,5 @@ def _overwrite(path: str, content: bytes) -> None:
     try:
         posix.write(fd, content)
         posix.ftruncate(fd, len(content))
-    finally:
-        posix.close(fd)
-
-
-def _read(path: str) -> bytes:
-    fd = posix.open(path, posix.O_RDONLY)
-    try:
-        return posix.read(fd, 1 << 16)
     finally:
         posix.close(fd)

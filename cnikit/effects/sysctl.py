@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import posix
 
+from cnikit.effects import files
+
 
 def is_net(name: str) -> bool:
     """Tell whether a name is one of the network's, and no way out to other files."""
@@ -13,11 +15,7 @@ def is_net(name: str) -> bool:
 
 def read(name: str) -> str:
     """Return the value without its newline. Raises OSError."""
-    fd = posix.open(f"/proc/sys/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        return posix.read(fd, 4096).decode().rstrip("\n")
-    finally:
-        posix.close(fd)
+    return files.read(f"/proc/sys/{name}").decode().rstrip("\n")
 
 
 def write(name: str, value: str) -> None:
