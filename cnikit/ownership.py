@@ -6,6 +6,7 @@ prevResult or a matching configuration, and GC finds what belongs to nobody any 
 
 from __future__ import annotations
 
+import sys
 from _blake2 import blake2s
 
 from cnikit.request import Attachment, Request
@@ -87,10 +88,11 @@ def _short(part: str) -> str:
 
 def digest(text: str) -> str:
     """Return the hex digits by which the reference names what it makes."""
-    try:
-        from _sha2 import sha512  # type: ignore[import-not-found]
-    except ImportError:  # Python 3.11. hashlib takes 5 ms to import.
-        from _sha512 import sha512  # type: ignore[import-not-found]
+    # hashlib takes 5 ms to import.
+    if sys.version_info >= (3, 12):
+        from _sha2 import sha512
+    else:
+        from _sha512 import sha512
     digits: str = sha512(text.encode()).hexdigest()
     return digits
 

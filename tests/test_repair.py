@@ -74,6 +74,7 @@ class Node:
         self.web, self.db, self.outside = new_container(), new_container(), new_container()
         self.command = [sys.executable, "-m", "cnikit.cli.cnitool"]
         self.plugins = from_source(folder)
+        self.results = folder / "results"
         self._folder = folder
         (folder / "net.d").mkdir()
         self.configure(network(folder))
@@ -200,6 +201,14 @@ def test_only_what_is_missing_is_put_back(attached: Node) -> None:
     assert attached.check(attached.web, attached.db) == [0, 0]
 
 
+def test_no_plugin_of_a_list_is_executed(attached: Node) -> None:
+    for kind in ("bridge", "portmap", "firewall"):
+        (attached.plugins / kind).chmod(0o644)
+    attached.flush()
+    status, lines, stderr = attached.tool("repair")
+    assert (status, put_back(lines), stderr) == (0, shares(attached.web, attached.db), "")
+
+
 def test_one_container_alone(attached: Node) -> None:
     attached.flush()
     status, lines, _ = attached.tool("repair", attached.web)
@@ -228,6 +237,19 @@ def test_another_containers_namespace_by_now_is_told_and_nothing_put_back_in_its
     said = f"cnitool: repair net1: {container_id(attached.web)}/eth0: eth0 in {attached.web} has the MAC address"
     assert (stderr.startswith(said), stderr.count("\n")) == (True, 1)
     assert container_id(attached.web) not in sh("nft list ruleset")
+
+
+def test_an_interface_is_known_whatever_else_the_result_lists(attached: Node) -> None:
+    (file,) = attached.results.glob(f"*{container_id(attached.web)}*")
+    cached = json.loads(file.read_text())
+    interfaces = cached["result"]["interfaces"]
+    interfaces[-1]["mac"] = interfaces[-1]["mac"].upper()
+    strange = {"mac": "02:00:00:00:00:09"}
+    interfaces += [{"name": "eth0", **strange}, {"name": "tap0", "sandbox": attached.web, **strange}]
+    file.write_text(json.dumps(cached))
+    attached.flush()
+    status, lines, stderr = attached.tool("repair")
+    assert (status, put_back(lines), stderr) == (0, shares(attached.web, attached.db), "")
 
 
 def test_an_interface_that_is_gone_is_told_and_nothing_put_back_for_it(attached: Node) -> None:

@@ -60,9 +60,9 @@ them, or only those in the namespace NETNS: a path, a name known to `ip netns` o
 process id. Interfaces are not touched. What the plugins are given comes from the
 cached results; CNI_IFNAME, CNI_ARGS and CAP_ARGS do not count.
 
-It is done here and not by the plugins, as CNI has no verb for it, so only for those
-of this suite. At last every attachment is checked. Nothing may be added to or deleted
-from the network meanwhile.
+CNI has no verb for it, so it is done here and not by the plugins' executables. Another
+suite's plugins are named and left alone. Then CHECK tells what is still not as it should
+be, and the status is 1. Nothing may be added to or deleted from the network meanwhile.
 """
 
 
