@@ -25,14 +25,14 @@ class Module(type(sys)):
 
 
 class Held:
-    """Finds and loads what executables.spec has chosen: extension modules by their file, others by their code."""
+    """Finds and loads extension modules, which executables.spec has listed, and modules of ours imported later."""
 
     @staticmethod
     def find_spec(name, path, target=None):
         """Return the specification of a module held here; for any other see that the interpreter looks for files."""
         if name in extensions:
             return ModuleSpec(name, Held, origin=f"{sys.prefix}/{extensions[name]}")
-        if name in later:
+        if modules and name.startswith("cnikit."):
             return ModuleSpec(name, Held)
         if sys.meta_path[-1] is Held:
             complete()  # puts the importer for files behind this one, where it is asked next
@@ -46,10 +46,23 @@ class Held:
     @staticmethod
     def exec_module(module):
         """Fill a new module."""
-        if module.__name__ in later:
-            exec(marshal.loads(later[module.__name__]), module.__dict__)
-        else:
+        if module.__spec__.origin:
             _imp.exec_dynamic(module)
+        else:
+            code = read(f"{module.__name__.replace('.', '/')}.pyc")[16:]  # behind the header
+            exec(marshal.loads(code), module.__dict__)
+
+
+def read(name):
+    """Return what is in a file of the runtime folder."""
+    try:
+        fd = posix.open(f"{sys.prefix}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ModuleNotFoundError(name) from None
+    try:
+        return posix.read(fd, posix.fstat(fd).st_size)
+    finally:
+        posix.close(fd)
 
 
 def complete():
@@ -78,9 +91,7 @@ __builtins__ = builtins  # C code that imports looks here for how
 gc.disable()  # garbage has no time to gather in a process this short
 sys.frozen = True
 sys.prefix = sys._MEIPASS
-fd = posix.open(f"{sys.prefix}/NAME.modules", posix.O_RDONLY | posix.O_CLOEXEC)  # executables.spec puts the name
-extensions, later, modules = marshal.loads(posix.read(fd, posix.fstat(fd).st_size))
-posix.close(fd)
+extensions, modules = marshal.loads(read("NAME.modules"))  # executables.spec puts the name
 # Before the importer for files, if there is one already.
 sys.meta_path.insert(2, Held)
 for name, package, code in modules:

@@ -42,7 +42,7 @@ def addresses(request: Request, given: Result) -> tuple[str, ...]:
 def comment(request: Request, world: World) -> str:
     """Return what the attachment's elements are marked with: its tag, and whether a link of ours proves it alive."""
     tag = ownership.tag(request.attachment)
-    links = [world[HOST].link(name) for name in ownership.host_ends(request.attachment)]
+    links = (world[HOST].link(name) for name in ownership.host_ends(request.attachment))
     return tag if any(link and link.alias == tag for link in links) else tag + ownership.UNLINKED
 
 

@@ -9,12 +9,14 @@ masquerade4, masquerade6   a container's address, and from where packets to it t
 
 from __future__ import annotations
 
+from _socket import AF_INET6
+
 from cnikit import ownership
 from cnikit.address import family, format_cidr, format_ip, network, parse_ip
 from cnikit.errors import invalid_config
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Element, Rule, Table, encoded
-from cnikit.objects import HOST, Make, StaleFlows
+from cnikit.objects import HOST, Make, Object
 from cnikit.plan import Add, Del, Ensure, Step
 from cnikit.ruleset import Member, holds, member, owner, taken
 from cnikit.value import Value
@@ -162,6 +164,34 @@ def masqueraded(packed: bytes, length: int, comment: str, everybody: bool) -> li
     return [member(TABLE, f"masquerade{version}", (format_ip(packed), source), (), comment) for source in sources]
 
 
+class StaleFlows(Object):
+    """What connection tracking remembers of flows to ports of the host; name is their protocol, "udp".
+
+    An entry leads its flow where the port led when the flow began, whatever the rules say since, for as long as packets
+    come. So the entries are deleted, by making this and by removing it: those whose first packet was sent to one of the
+    ports, and to the address if there is one. Failing to is no failure, as in the reference: new flows go right all the
+    same, and on a kernel that cannot (CONFIG_NF_CT_NETLINK) no DEL would ever succeed.
+    """
+
+    transaction = "conntrack"
+
+    ports: tuple[int, ...]
+    family: int  # AF_INET or AF_INET6
+    address: str = ""
+
+    def command(self) -> str:
+        family = "ipv6" if self.family == AF_INET6 else "ipv4"
+        address = f" --orig-dst {self.address}" if self.address else ""
+        line = f"conntrack -D -f {family} -p {self.name}{address} --orig-port-dst"
+        return "\n".join(f"{line} {port}" for port in self.ports)
+
+    def removal(self) -> str:
+        return self.command()
+
+    def fault(self, world: World) -> str:
+        return ""  # Flows that have begun since are not stale.
+
+
 def stale_flows(element: Element) -> list[StaleFlows]:
     """Return what conntrack may remember of UDP flows to a port from before it led here."""
     if element.key[0] != "udp" or not element.data:
@@ -205,7 +235,9 @@ def _in_the_way(wanted: list[Element], world: World) -> list[Element]:
     """Return the ports that some of these overlap, under whatever key."""
     # One port of any address is looked up by its key; whatever else there is by going through all: there is little.
     whole = any(element.set.startswith(_RARE) for element in wanted)
-    sets = tuple(s for s in TABLE.sets if s.name.startswith(_ALL if whole else _RARE))
+    families = tuple({element.set[-1] for element in wanted})
+    kinds = _ALL if whole else _RARE
+    sets = tuple(s for s in TABLE.sets if s.name.startswith(kinds) and s.name.endswith(families))
     found = world[HOST].elements(TABLE.replace(sets=sets), "cni:")
     if not whole:
         found = [*found, *filter(None, (world[HOST].element(TABLE, element) for element in wanted))]

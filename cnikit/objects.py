@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-from _socket import AF_INET6
-
 from cnikit import spec
 from cnikit.address import contains, family, format_cidr, is_default, last, network, parse_cidr, parse_ip
 from cnikit.errors import CniError
@@ -19,8 +17,6 @@ from cnikit.netlink.rtnetlink import (
     IF_OPER_UP,
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
-    IFF_ALLMULTI,
-    IFF_PROMISC,
     IFF_UP,
     RT_TABLE_MAIN,
     BoundAddress,
@@ -32,9 +28,10 @@ from cnikit.value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, Protocol
+    from typing import Protocol
 
     from cnikit.iptables import Chains
+    from cnikit.netlink.codec import Message
     from cnikit.netlink.nftables import Element, Table
 
     class Namespace(Protocol):
@@ -123,7 +120,7 @@ class Object(Value):
     where: str
     name: str
 
-    # What makes neighbours of this kind as one transaction; "" where each is made by itself.
+    # What makes neighbours of this kind, as one transaction if it can; "" where each is made by itself, over rtnetlink.
     transaction = ""
     # Whether repair puts it back when it has gone.
     mendable = False
@@ -147,6 +144,10 @@ class Object(Value):
     def changes(self, world: World) -> Sequence[Change]:
         """Return what must be done to have it."""
         return (Make(self),)
+
+    def message(self, removing: bool) -> Message | None:
+        """Return the rtnetlink message that makes or removes it, if that takes no look at the kernel."""
+        return None
 
 
 class Change(Value):
@@ -295,120 +296,6 @@ class Up(Object):
         if link is None:
             return f"{self.name} is gone"
         return "" if link.flags & IFF_UP else f"{self.name} is down"
-
-
-class Setting(Object):
-    """A setting of a link: the value it is to have, and the one it had before, which its removal puts back."""
-
-    value: Any
-    before: Any = None
-
-    @staticmethod
-    def words(value: Any) -> str:
-        """Return a value as `ip link set` takes it."""
-        raise NotImplementedError
-
-    @staticmethod
-    def read(link: Link) -> Any:
-        """Return the value a link has."""
-        raise NotImplementedError
-
-    def command(self) -> str:
-        return f"ip link set {self.name} {self.words(self.value)}"
-
-    def removal(self) -> str:
-        return f"ip link set {self.name} {self.words(self.before)}"
-
-    def fault(self, world: World) -> str:
-        link = world[self.where].link(self.name)
-        if link is None:
-            return f"{self.name} is gone"
-        value = self.read(link)
-        return "" if value == self.value else f"{self.name} has {self.words(value)}, not {self.words(self.value)}"
-
-
-class Mac(Setting):
-    """The MAC address, in the kernel's spelling."""
-
-    value: str
-
-    @staticmethod
-    def words(value: str) -> str:
-        return f"address {value}"
-
-    @staticmethod
-    def read(link: Link) -> str:
-        return link.mac
-
-
-class Mtu(Setting):
-    """The MTU, in bytes."""
-
-    value: int
-
-    @staticmethod
-    def words(value: int) -> str:
-        return f"mtu {value}"
-
-    @staticmethod
-    def read(link: Link) -> int:
-        return link.mtu
-
-
-class QueueLength(Setting):
-    """The length of the transmit queue, in packets."""
-
-    value: int
-
-    @staticmethod
-    def words(value: int) -> str:
-        return f"txqueuelen {value}"
-
-    @staticmethod
-    def read(link: Link) -> int:
-        return link.txqlen
-
-
-class Promiscuous(Setting):
-    """Whether a link takes every frame."""
-
-    value: bool = True
-
-    @staticmethod
-    def words(value: bool) -> str:
-        return f"promisc {'on' if value else 'off'}"
-
-    @staticmethod
-    def read(link: Link) -> bool:
-        return bool(link.flags & IFF_PROMISC)
-
-
-class Isolated(Setting):
-    """Whether a bridge's port is kept from the other ports that are."""
-
-    value: bool = True
-
-    @staticmethod
-    def words(value: bool) -> str:
-        return f"type bridge_slave isolated {'on' if value else 'off'}"
-
-    @staticmethod
-    def read(link: Link) -> bool:
-        return link.isolated
-
-
-class AllMulticast(Setting):
-    """Whether a link takes every multicast frame."""
-
-    value: bool
-
-    @staticmethod
-    def words(value: bool) -> str:
-        return f"allmulticast {'on' if value else 'off'}"
-
-    @staticmethod
-    def read(link: Link) -> bool:
-        return bool(link.flags & IFF_ALLMULTI)
 
 
 class Carrier(Object):
@@ -598,61 +485,3 @@ class Sysctl(Object):
         # The kernel separates numbers by tabs, people by blanks.
         same = value.split() == self.value.split()
         return "" if same else f"sysctl {self.name} is {value}, not {self.value}"
-
-
-class StaleFlows(Object):
-    """What connection tracking remembers of flows to ports of the host; name is their protocol, "udp".
-
-    An entry leads its flow where the port led when the flow began, whatever the rules say since, for as long as packets
-    come. So the entries are deleted, by making this and by removing it: those whose first packet was sent to one of the
-    ports, and to the address if there is one. Failing to is no failure, as in the reference: new flows go right all the
-    same, and on a kernel that cannot (CONFIG_NF_CT_NETLINK) no DEL would ever succeed.
-    """
-
-    ports: tuple[int, ...]
-    family: int  # AF_INET or AF_INET6
-    address: str = ""
-
-    def command(self) -> str:
-        family = "ipv6" if self.family == AF_INET6 else "ipv4"
-        address = f" --orig-dst {self.address}" if self.address else ""
-        line = f"conntrack -D -f {family} -p {self.name}{address} --orig-port-dst"
-        return "\n".join(f"{line} {port}" for port in self.ports)
-
-    def removal(self) -> str:
-        return self.command()
-
-    def fault(self, world: World) -> str:
-        return ""  # Flows that have begun since are not stale.
-
-
-class ZoneSource(Object):
-    """An address ("10.88.0.5/32") that is a source of firewalld's zone name, and so has the zone's rules."""
-
-    mendable = True
-
-    cidr: str
-
-    def command(self) -> str:
-        return f"firewall-cmd --zone={self.name} --add-source={self.cidr}"
-
-    def removal(self) -> str:
-        return f"firewall-cmd --zone={self.name} --remove-source={self.cidr}"
-
-    def fault(self, world: World) -> str:
-        has = world[self.where].has_source(self.name, self.cidr)
-        return "" if has else f"firewalld: {self.cidr} is no source of zone {self.name}"
-
-    def conflict(self, world: World) -> CniError | None:
-        if not self.fault(world):
-            return None
-        holder = world[self.where].zone_of(self.cidr)
-        return self.taken(holder) if holder else None
-
-    def taken(self, holder: str) -> CniError:
-        """Return the error when it is another zone's source."""
-        return CniError(
-            spec.INVALID_CONFIG,
-            f"firewalldZone: {self.cidr} is a source of zone {holder} and cannot be one of {self.name} too",
-            f"if nobody needs it there: {self.replace(name=holder).removal()}",
-        )

@@ -92,7 +92,7 @@ def digest(text: str) -> str:
     if sys.version_info >= (3, 12):
         from _sha2 import sha512
     else:
-        from _sha512 import sha512
+        from _sha512 import sha512  # type: ignore[import-not-found]
     digits: str = sha512(text.encode()).hexdigest()
     return digits
 

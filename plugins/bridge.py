@@ -54,7 +54,7 @@ from cnikit.address import format_ip, is_default, network, parse_cidr, plus
 from cnikit.errors import invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
 from cnikit.main import main
-from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Port, Promiscuous, Sysctl, Up, Veth
+from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Port, Sysctl, Up, Veth
 from cnikit.plan import Add, Ensure, Set, Step
 from cnikit.result import IP, Result, Route
 from cnikit.value import Value
@@ -190,6 +190,8 @@ def _bridge(conf: Conf, leases: Result) -> list[Step]:
         Ensure(Up(HOST, conf.bridge)),
     ]
     if conf.promisc:
+        from cnikit.settings import Promiscuous
+
         steps.append(Ensure(Promiscuous(HOST, conf.bridge)))
     if conf.gateway:
         gateways = tuple(f"{ip.gateway}/{ip.address.partition('/')[2]}" for ip in leases.ips)

@@ -44,11 +44,13 @@ from cnikit.errors import CniError, collected, invalid_config
 from cnikit.main import main
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Rule, Table
-from cnikit.objects import HOST, Isolated, ZoneSource
+from cnikit.objects import HOST
 from cnikit.plan import Add, Del, Ensure, Set, Step, apply, mend, preflight, remove
 from cnikit.plugin import Plugin
 from cnikit.ruleset import Appended, Member, Ruleset, member, outdated
+from cnikit.settings import Isolated
 from cnikit.value import Value
+from cnikit.zones import ZoneSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

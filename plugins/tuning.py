@@ -60,10 +60,11 @@ from cnikit.effects.sysctl import is_net
 from cnikit.errors import CniError, collected, invalid_config, invalid_environment
 from cnikit.fields import Fields, type_name
 from cnikit.main import main
-from cnikit.objects import CONTAINER, AllMulticast, Mac, Mtu, Promiscuous, QueueLength, Sysctl
+from cnikit.objects import CONTAINER, Sysctl
 from cnikit.plan import Add, Del, Set, apply, remove
 from cnikit.plugin import Plugin
 from cnikit.result import Interface, Result
+from cnikit.settings import AllMulticast, Mac, Mtu, Promiscuous, QueueLength
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -71,8 +72,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from cnikit.objects import Object, Setting
+    from cnikit.objects import Object
     from cnikit.request import Attachment, Request
+    from cnikit.settings import Setting
 
 DATA_DIR = "/run/cni/tuning"
 ALLOW_LIST = "/etc/cni/tuning/allowlist.conf"

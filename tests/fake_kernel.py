@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnikit.address import contains, parse_cidr
 from cnikit.errors import CniError
+from cnikit.hostports import StaleFlows
 from cnikit.iptables import Edit, Rules
 from cnikit.netlink.nftables import Element, Table
 from cnikit.netlink.rtnetlink import (
@@ -27,28 +28,22 @@ from cnikit.objects import (
     HOST,
     Address,
     Alias,
-    AllMulticast,
     Bridge,
     Carrier,
     Change,
     Device,
-    Mac,
-    Mtu,
     Object,
     Port,
-    Promiscuous,
-    QueueLength,
     Refusal,
     Remove,
     Route,
-    Setting,
     Settled,
-    StaleFlows,
     Sysctl,
     Up,
     Veth,
-    ZoneSource,
 )
+from cnikit.settings import AllMulticast, Mac, Mtu, Promiscuous, QueueLength, Setting
+from cnikit.zones import ZoneSource
 
 if TYPE_CHECKING:
     from cnikit.iptables import Chains

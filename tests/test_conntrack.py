@@ -20,10 +20,11 @@ from cnikit.effects import netns
 from cnikit.effects.conntrack import Conntrack
 from cnikit.effects.kernel import World
 from cnikit.effects.netlink import NETLINK_NETFILTER, NetlinkError, Socket
+from cnikit.hostports import StaleFlows
 from cnikit.netlink import codec, conntrack
 from cnikit.netlink.codec import Message
 from cnikit.netlink.conntrack import Flow
-from cnikit.objects import CONTAINER, HOST, StaleFlows
+from cnikit.objects import CONTAINER, HOST
 from cnikit.plan import Del, Set, apply, remove, render, verify
 from tests.fake_kernel import FakeWorld
 

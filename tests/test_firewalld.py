@@ -31,8 +31,9 @@ from cnikit.effects import firewalld, systembus
 from cnikit.effects.firewalld import FirewalldError
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError
-from cnikit.objects import HOST, Make, Remove, ZoneSource
+from cnikit.objects import HOST, Make, Remove
 from cnikit.plan import Add, Del, apply, preflight, remove, render, verify
+from cnikit.zones import ZoneSource
 from tests.conftest import PROJECT
 from tests.fake_kernel import FakeWorld
 

@@ -17,26 +17,21 @@ from cnikit.objects import (
     HOST,
     Address,
     Alias,
-    AllMulticast,
     Bridge,
     Carrier,
     Change,
     Device,
-    Mac,
     Make,
-    Mtu,
     Object,
     Port,
-    Promiscuous,
-    QueueLength,
     Remove,
     Route,
-    Setting,
     Settled,
     Sysctl,
     Up,
     Veth,
 )
+from cnikit.settings import AllMulticast, Mac, Mtu, Promiscuous, QueueLength, Setting
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 

@@ -16,9 +16,10 @@ from cnikit import request
 from cnikit.effects import backup
 from cnikit.errors import CniError
 from cnikit.netlink.rtnetlink import Link
-from cnikit.objects import CONTAINER, AllMulticast, Mac, Make, Mtu, Promiscuous, QueueLength, Remove, Setting, Sysctl
+from cnikit.objects import CONTAINER, Make, Remove, Sysctl
 from cnikit.plan import Add, Del, apply, render
 from cnikit.plugins import tuning
+from cnikit.settings import AllMulticast, Mac, Mtu, Promiscuous, QueueLength, Setting
 from cnikit.spec import VERSIONS
 from tests.conftest import BUILT, Call, ip, needs_reference, sh
 from tests.fake_kernel import FakeWorld

@@ -5,16 +5,44 @@ from __future__ import annotations
 from _socket import IPPROTO_UDP
 
 from cnikit.address import parse_ip
+from cnikit.effects import netns, sysctl
 from cnikit.effects.netlink import NETLINK_NETFILTER, Socket
+from cnikit.errors import CniError
+from cnikit.hostports import StaleFlows
 from cnikit.netlink import conntrack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cnikit.objects import StaleFlows
+    from collections.abc import Sequence
+
+    from cnikit.objects import Change, Object, Refusal
 
 # Reading this many entries takes as long as the kernel takes to look through its table once more (9 ms at the usual
 # 262,144 buckets, whatever is in them).
 _ENTRIES_PER_DUMP = 1000
+
+
+def change(changes: Sequence[Change], fd: int | None) -> list[Refusal | None]:
+    """Make conntrack forget, in the namespace open as fd. That it cannot is no refusal: see StaleFlows."""
+    try:
+        with netns.Inside(fd):
+            # Where nothing is tracked there is not even the sysctl.
+            entries = int(sysctl.read("net/netfilter/nf_conntrack_count"))
+            if entries:
+                _forget([one.what for one in changes], entries)
+    except (CniError, OSError):
+        pass
+    return [None for _ in changes]
+
+
+def _forget(flows: list[Object], entries: int) -> None:
+    tracking = Conntrack()
+    try:
+        for some in flows:
+            if isinstance(some, StaleFlows):
+                tracking.forget(some, entries)
+    finally:
+        tracking.close()
 
 
 class Conntrack:

@@ -11,11 +11,15 @@ from cnikit import spec
 from cnikit.effects import systembus
 from cnikit.effects.systembus import NO_OWNER, NO_REPLY, NO_SERVER, BusError
 from cnikit.errors import CniError, invalid_config
-from cnikit.objects import HOST, ZoneSource
+from cnikit.objects import HOST, Refusal, Remove
+from cnikit.zones import ZoneSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
+
+    from cnikit.objects import Change
 
 NAME = "org.fedoraproject.FirewallD1"
 PATH = "/org/fedoraproject/FirewallD1"
@@ -37,6 +41,21 @@ def is_running() -> bool:
         return systembus.has_owner(NAME)
     except BusError as e:
         raise _error(e) from None
+
+
+def change(changes: Sequence[Change]) -> list[Refusal | None]:
+    """Make addresses sources of zones, or no longer so. See objects.Namespace."""
+    outcomes: list[Refusal | None] = []
+    for one in changes:
+        what = one.what
+        if not isinstance(what, ZoneSource):
+            raise TypeError(f"{what} is nothing of firewalld's")
+        try:
+            (remove_source if isinstance(one, Remove) else add_source)(what.name, what.cidr)
+        except FirewalldError as e:
+            return [*outcomes, Refusal(e.errno, e.msg)]
+        outcomes.append(None)
+    return outcomes
 
 
 def add_source(zone: str, cidr: str) -> None:

@@ -19,26 +19,17 @@ from cnikit.objects import (
     HOST,
     Address,
     Alias,
-    AllMulticast,
     Bridge,
     Carrier,
     Device,
-    Isolated,
-    Mac,
-    Mtu,
     Port,
-    Promiscuous,
-    QueueLength,
     Refusal,
     Remove,
     Route,
-    Setting,
     Settled,
-    StaleFlows,
     Sysctl,
     Up,
     Veth,
-    ZoneSource,
 )
 
 TYPE_CHECKING = False
@@ -46,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from cnikit.effects.conntrack import Conntrack
     from cnikit.effects.iptables import Iptables
     from cnikit.effects.nftables import Nftables
     from cnikit.iptables import Chains
@@ -75,7 +65,6 @@ class Kernel:
             self._socket = Socket()
         self._nftables: Nftables | None = None
         self._iptables: dict[str, Iptables] = {}
-        self._conntrack: Conntrack | None = None
         self._links: dict[str, Link] = {}
         self._addresses: dict[str, list[BoundAddress]] = {}
 
@@ -87,9 +76,8 @@ class Kernel:
     def close(self) -> None:
         """Close the sockets."""
         self._socket.close()
-        for socket in (self._nftables, self._conntrack):
-            if socket is not None:
-                socket.close()
+        if self._nftables is not None:
+            self._nftables.close()
 
     def link(self, name: str) -> Link | None:
         """Return the link of that name."""
@@ -228,16 +216,23 @@ class Kernel:
             start = end
         return outcomes
 
-    def _maker(self, transaction: str) -> Callable[[Sequence[Change]], list[Refusal | None]]:
+    def _maker(self, transaction: str) -> Callable[[Sequence[Change]], Sequence[Refusal | None]]:
+        """Return who makes that kind of objects; most of them are seldom needed."""
         if transaction == "nftables":
             return self.nftables().change
+        if transaction == "conntrack":
+            from cnikit.effects import conntrack
+
+            return lambda changes: conntrack.change(changes, self._fd)
+        if transaction == "firewalld":
+            from cnikit.effects import firewalld
+
+            return firewalld.change
         if transaction == "nft":
             from cnikit.effects import nft
 
             return lambda changes: nft.change(changes, self._fd, self.nftables())
-        if transaction:
-            return self.iptables(transaction.removeprefix("iptables")).change
-        return self._change
+        return self.iptables(transaction.removeprefix("iptables")).change if transaction else self._change
 
     def _change(self, changes: Sequence[Change]) -> list[Refusal | None]:
         """Do these in order, netlink messages that stand together in one sendmsg."""
@@ -262,7 +257,7 @@ class Kernel:
         """Return the change as a message; None when it is none, or its link is not there."""
         encoders = _REMOVE if isinstance(change, Remove) else _MAKE
         encoder = encoders.get(type(change.what))
-        return encoder(self, change.what) if encoder else None
+        return encoder(self, change.what) if encoder else change.what.message(isinstance(change, Remove))
 
     def _send(self, waiting: list[tuple[Change, Message]]) -> list[Refusal | None]:
         if not waiting:
@@ -284,11 +279,6 @@ class Kernel:
             return self._wait(what, CARRIER_PATIENCE)
         if isinstance(what, Settled):
             return self._wait(what, DAD_PATIENCE)
-        if isinstance(what, StaleFlows):
-            self._forget_flows(what)
-            return None
-        if isinstance(what, ZoneSource):
-            return self._bind(what, change)
         return None if isinstance(change, Remove) else Refusal(ENODEV, "")
 
     def _write(self, what: Sysctl, change: Change) -> Refusal | None:
@@ -302,32 +292,6 @@ class Kernel:
             errno = e.errno or 0
             return None if what.optional or _forgiven(change, errno) else Refusal(errno, "")
         return None
-
-    def _bind(self, what: ZoneSource, change: Change) -> Refusal | None:
-        from cnikit.effects import firewalld
-
-        do = firewalld.remove_source if isinstance(change, Remove) else firewalld.add_source
-        try:
-            do(what.name, what.cidr)
-        except firewalld.FirewalldError as e:
-            return Refusal(e.errno, e.msg)
-        return None
-
-    def _forget_flows(self, what: StaleFlows) -> None:
-        try:
-            entries = int(self.sysctl("net/netfilter/nf_conntrack_count"))
-            if entries:
-                self._tracking().forget(what, entries)
-        except (CniError, OSError):
-            pass  # See StaleFlows. Where nothing is tracked there is not even the sysctl.
-
-    def _tracking(self) -> Conntrack:
-        if self._conntrack is None:
-            from cnikit.effects.conntrack import Conntrack
-
-            with netns.Inside(self._fd):
-                self._conntrack = Conntrack()
-        return self._conntrack
 
     def _wait(self, what: Carrier | Settled, patience: float) -> Refusal | None:
         from time import monotonic, sleep  # reads the machine's time zone, which few calls need
@@ -408,25 +372,6 @@ def _remove_address(kernel: Kernel, what: Address) -> Message | None:
     return rtnetlink.del_address(index, *parse_cidr(what.cidr)) if index else None
 
 
-# A link's former MAC address may be one that parse_mac() would not take.
-_SET: dict[type[Setting], Callable[[str, Any], Message]] = {
-    Mac: lambda name, mac: rtnetlink.set_mac(name, bytes.fromhex(mac.replace(":", ""))),
-    Mtu: rtnetlink.set_mtu,
-    QueueLength: rtnetlink.set_txqlen,
-    Isolated: rtnetlink.set_isolated,
-    Promiscuous: lambda name, on: rtnetlink.set_flags(name, on * rtnetlink.IFF_PROMISC, rtnetlink.IFF_PROMISC),
-    AllMulticast: lambda name, on: rtnetlink.set_flags(name, on * rtnetlink.IFF_ALLMULTI, rtnetlink.IFF_ALLMULTI),
-}
-
-
-def _make_setting(_: Kernel, what: Setting) -> Message:
-    return _SET[type(what)](what.name, what.value)
-
-
-def _remove_setting(_: Kernel, what: Setting) -> Message:
-    return _SET[type(what)](what.name, what.before)
-
-
 _MAKE: dict[type[Object], Callable[[Kernel, Any], Message | None]] = {
     Bridge: _make_bridge,
     Veth: _make_veth,
@@ -435,14 +380,12 @@ _MAKE: dict[type[Object], Callable[[Kernel, Any], Message | None]] = {
     Up: lambda _, what: rtnetlink.set_flags(what.name, rtnetlink.IFF_UP, rtnetlink.IFF_UP),
     Address: _make_address,
     Route: _make_route,
-    **dict.fromkeys(_SET, _make_setting),
 }
 _REMOVE: dict[type[Object], Callable[[Kernel, Any], Message | None]] = {
     Veth: _remove_link,
     Device: _remove_link,
     Up: lambda _, what: rtnetlink.set_flags(what.name, 0, rtnetlink.IFF_UP),
     Address: _remove_address,
-    **dict.fromkeys(_SET, _remove_setting),
 }
 
 

@@ -1,0 +1,162 @@
+"""Settings of a link, as objects of a plan: what tuning sets, and a little of what others do."""
+
+from __future__ import annotations
+
+from cnikit.netlink import rtnetlink
+from cnikit.netlink.rtnetlink import IFF_ALLMULTI, IFF_PROMISC
+from cnikit.objects import Object
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cnikit.netlink.codec import Message
+    from cnikit.netlink.rtnetlink import Link
+    from cnikit.objects import World
+
+
+class Setting(Object):
+    """A setting of a link: the value it is to have, and the one it had before, which its removal puts back."""
+
+    value: Any
+    before: Any = None
+
+    @staticmethod
+    def words(value: Any) -> str:
+        """Return a value as `ip link set` takes it."""
+        raise NotImplementedError
+
+    @staticmethod
+    def read(link: Link) -> Any:
+        """Return the value a link has."""
+        raise NotImplementedError
+
+    @staticmethod
+    def written(name: str, value: Any) -> Message:
+        """Return the message that gives a link a value."""
+        raise NotImplementedError
+
+    def message(self, removing: bool) -> Message:
+        """Return the message that sets the value, or puts the former one back."""
+        return self.written(self.name, self.before if removing else self.value)
+
+    def command(self) -> str:
+        return f"ip link set {self.name} {self.words(self.value)}"
+
+    def removal(self) -> str:
+        return f"ip link set {self.name} {self.words(self.before)}"
+
+    def fault(self, world: World) -> str:
+        link = world[self.where].link(self.name)
+        if link is None:
+            return f"{self.name} is gone"
+        value = self.read(link)
+        return "" if value == self.value else f"{self.name} has {self.words(value)}, not {self.words(self.value)}"
+
+
+class Mac(Setting):
+    """The MAC address, in the kernel's spelling."""
+
+    value: str
+
+    @staticmethod
+    def words(value: str) -> str:
+        return f"address {value}"
+
+    @staticmethod
+    def read(link: Link) -> str:
+        return link.mac
+
+    @staticmethod
+    def written(name: str, value: str) -> Message:
+        return rtnetlink.set_mac(name, bytes.fromhex(value.replace(":", "")))  # a former one may be no unicast address
+
+
+class Mtu(Setting):
+    """The MTU, in bytes."""
+
+    value: int
+
+    @staticmethod
+    def words(value: int) -> str:
+        return f"mtu {value}"
+
+    @staticmethod
+    def read(link: Link) -> int:
+        return link.mtu
+
+    @staticmethod
+    def written(name: str, value: int) -> Message:
+        return rtnetlink.set_mtu(name, value)
+
+
+class QueueLength(Setting):
+    """The length of the transmit queue, in packets."""
+
+    value: int
+
+    @staticmethod
+    def words(value: int) -> str:
+        return f"txqueuelen {value}"
+
+    @staticmethod
+    def read(link: Link) -> int:
+        return link.txqlen
+
+    @staticmethod
+    def written(name: str, value: int) -> Message:
+        return rtnetlink.set_txqlen(name, value)
+
+
+class Promiscuous(Setting):
+    """Whether a link takes every frame."""
+
+    value: bool = True
+
+    @staticmethod
+    def words(value: bool) -> str:
+        return f"promisc {'on' if value else 'off'}"
+
+    @staticmethod
+    def read(link: Link) -> bool:
+        return bool(link.flags & IFF_PROMISC)
+
+    @staticmethod
+    def written(name: str, value: bool) -> Message:
+        return rtnetlink.set_flags(name, value * IFF_PROMISC, IFF_PROMISC)
+
+
+class Isolated(Setting):
+    """Whether a bridge's port is kept from the other ports that are."""
+
+    value: bool = True
+
+    @staticmethod
+    def words(value: bool) -> str:
+        return f"type bridge_slave isolated {'on' if value else 'off'}"
+
+    @staticmethod
+    def read(link: Link) -> bool:
+        return link.isolated
+
+    @staticmethod
+    def written(name: str, value: bool) -> Message:
+        return rtnetlink.set_isolated(name, value)
+
+
+class AllMulticast(Setting):
+    """Whether a link takes every multicast frame."""
+
+    value: bool
+
+    @staticmethod
+    def words(value: bool) -> str:
+        return f"allmulticast {'on' if value else 'off'}"
+
+    @staticmethod
+    def read(link: Link) -> bool:
+        return bool(link.flags & IFF_ALLMULTI)
+
+    @staticmethod
+    def written(name: str, value: bool) -> Message:
+        return rtnetlink.set_flags(name, value * IFF_ALLMULTI, IFF_ALLMULTI)
