@@ -35,7 +35,7 @@ def masquerade(request: Request, world: World) -> list[Step]:
 
         return _garbage(iptables.masquerade_garbage, request, world)
     steps: list[Step] = [Del(Foreign(HOST, "masq_checks", _MASQUERADE, _comment(attachment)))]
-    if _is_there(reference_chain("CNI-", attachment), world):
+    if is_there("nat", reference_chain("CNI-", attachment), world):
         from cnikit import iptables
 
         steps += iptables.masquerade_removal(attachment, _addresses(request))
@@ -68,7 +68,7 @@ def port_mappings(request: Request, world: World) -> list[Step]:
         for table in _HOSTPORT
         for chain in ("hostports", "masquerading")
     ]
-    if _is_there(reference_chain("CNI-DN-", attachment), world):
+    if is_there("nat", reference_chain("CNI-DN-", attachment), world):
         from cnikit import iptables
 
         steps += iptables.port_mappings_removal(attachment)
@@ -83,8 +83,9 @@ def _garbage(listed: Callable[..., Sequence[Step]], request: Request, world: Wor
         return []  # There is no iptables here.
 
 
-def _is_there(chain: str, world: World) -> bool:
+def is_there(table: str, chain: str, world: World) -> bool:
+    """Tell whether iptables has a chain, as far as it can be told here."""
     try:
-        return world[HOST].has_chain("nat", chain)
+        return world[HOST].has_chain(table, chain)
     except CniError:
         return False  # There is a legacy table and no program to read it with: nothing can be taken away either.

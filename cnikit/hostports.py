@@ -220,7 +220,7 @@ def settled(steps: Iterable[Step], world: World) -> list[Step]:
             wanted = step.what.element
             if found == wanted:
                 plan[i] = Ensure(step.what)
-            elif not holds(found, wanted, world):
+            elif not holds(found, wanted, world, unlinked=True):
                 removal = Del(Member(HOST, found.set, TABLE, found))
                 plan = plan if removal in plan else [removal, *plan]
             elif ownership.same_container(owner(found), owner(wanted)):

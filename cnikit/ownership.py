@@ -15,12 +15,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# nft's comments hold 127 bytes and a NUL (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN), ifalias 255; one tag for both.
-LONGEST_TAG = 127
-LONGEST_PART = 40
-
 # Behind the tag of an attachment whose interface another suite made: no link of ours proves it alive.
 UNLINKED = " (unlinked)"
+
+# nft's comments hold 127 bytes and a NUL (libnftnl's NFTNL_UDATA_COMMENT_MAXLEN), ifalias 255; one tag for both.
+LONGEST_TAG = 127 - len(UNLINKED)
+LONGEST_PART = 40
 
 # Two host ends would share a name once in 2**32; then the second name is taken.
 _TRIES = 2

@@ -156,11 +156,17 @@ def shown(element: Element) -> str:
     return f"container {container} ({ifname} of network {network})" if container else repr(element.comment)
 
 
-def holds(found: Element, wanted: Element, world: World) -> bool:
-    """Tell whether an element belongs to somebody else who may be alive: one is dead when his tagged link is gone."""
+def holds(found: Element, wanted: Element, world: World, unlinked: bool = False) -> bool:
+    """Tell whether an element belongs to somebody else who is alive: one is dead when his tagged link is gone.
+
+    unlinked: what is said of one who has no such link. The key of most elements is the container's address, and he
+    cannot have it any more when IPAM has given it to another.
+    """
     if owner(found) == owner(wanted):
         return False
-    if found.comment.endswith(UNLINKED) or not found.comment.startswith("cni:"):
+    if found.comment.endswith(UNLINKED):
+        return unlinked
+    if not found.comment.startswith("cni:"):
         return True
     links = [world[HOST].link(name) for name in ownership.names_of(found.comment)]
     return any(link and link.alias == found.comment for link in links)

@@ -36,7 +36,7 @@ Result: prevResult as it was. DEL needs neither prevResult nor netns.
 
 from __future__ import annotations
 
-from cnikit import chained, spec
+from cnikit import adopted, chained, spec
 from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
 from cnikit.effects import firewalld
 from cnikit.effects.kernel import World
@@ -47,6 +47,7 @@ from cnikit.netlink.nftables import Chain, Rule, Table
 from cnikit.objects import HOST
 from cnikit.plan import Add, Del, Ensure, Set, Step, apply, mend, preflight, remove
 from cnikit.plugin import Plugin
+from cnikit.result import IP
 from cnikit.ruleset import Appended, Member, Ruleset, member, outdated
 from cnikit.settings import Isolated
 from cnikit.value import Value
@@ -54,8 +55,10 @@ from cnikit.zones import ZoneSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cnikit.request import Request
-    from cnikit.result import IP, Result
+    from cnikit.result import Result
 
 MARK = 0x1000
 BACKENDS = ("", "nftables", "iptables", "firewalld")
@@ -215,37 +218,43 @@ def _add(request: Request) -> Result:
 
 def _delete(request: Request) -> None:
     with World() as world:
-        faults = remove(_leavings(request, world), world)
+        elements = outdated((TABLE,), request, world)
+        faults = remove(elements, world)
+        addresses = _addresses(request, elements)
+        for others in (_zone_sources, _iptables_rules):
+            try:
+                faults += remove(others(request, addresses, world), world)
+            except CniError as e:
+                faults.append(e)
     if faults:
         raise collected(faults, request.verb)
 
 
-def _leavings(request: Request, world: World) -> list[Step]:
-    """Return the steps that take away what DEL or GC find: the attachment's addresses are known from nftables, too."""
-    elements = outdated((TABLE,), request, world)
-    steps: list[Step] = list(elements)
-    ips = _addresses(request) if request.verb == "DEL" else ()
-    found = [step.what.element.key[0] for step in elements if isinstance(step.what, Member)]
-    packed = dict.fromkeys([*map(parse_ip, found), *(parse_cidr(ip.address)[0] for ip in ips)])
-    backend = request.config.raw("backend")
-    if packed and backend in (None, "", "firewalld") and firewalld.is_running():
-        zone = request.config.raw("firewalldZone") or ZONE
-        steps += [
-            Del(ZoneSource(HOST, zone if isinstance(zone, str) and zone else ZONE, _whole(one))) for one in packed
-        ]
-    if ips and world[HOST].has_chain("filter", "CNI-FORWARD"):
-        from cnikit import iptables
-
-        steps += iptables.firewall_removal(ips)
-    return steps
-
-
-def _addresses(request: Request) -> tuple[IP, ...]:
+def _addresses(request: Request, elements: list[Del]) -> tuple[IP, ...]:
+    """Return the addresses of who goes: on DEL by prevResult, where there is one, and by the elements in any case."""
     try:
-        given = request.prev_result()
+        given = request.prev_result() if request.verb == "DEL" else None
     except CniError:
+        given = None
+    found = [step.what.element.key[0] for step in elements if isinstance(step.what, Member)]
+    return (*(given.ips if given else ()), *(IP(_whole(parse_ip(address))) for address in found))
+
+
+def _zone_sources(request: Request, addresses: tuple[IP, ...], world: World) -> list[Del]:
+    zone = request.config.raw("firewalldZone") or ZONE
+    if not addresses or request.config.raw("backend") in ("iptables", "nftables") or not firewalld.is_running():
+        return []
+    packed = dict.fromkeys(parse_cidr(ip.address)[0] for ip in addresses)
+    return [Del(ZoneSource(HOST, str(zone), _whole(one))) for one in packed]
+
+
+def _iptables_rules(request: Request, addresses: tuple[IP, ...], world: World) -> Sequence[Step]:
+    """Return the steps that take away what the backend iptables, ours or the reference's, has for these addresses."""
+    if not addresses or not adopted.is_there("filter", "CNI-FORWARD", world):
         return ()
-    return given.ips if given else ()
+    from cnikit import iptables
+
+    return iptables.firewall_removal(addresses)
 
 
 def _check(request: Request) -> None:

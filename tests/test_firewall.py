@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,3 +289,31 @@ def test_firewalld_that_does_not_run(node: Node, monkeypatch: pytest.MonkeyPatch
     assert "cni:one" not in sh("nft list table inet cnikit_firewall 2>/dev/null || true")
     assert node.one.call("STATUS", backend="firewalld").error()[0] == 50
     assert node.one.call("DEL", backend="firewalld").succeeded()
+
+
+def test_an_address_that_another_suites_container_had_is_the_new_ones(node: Node) -> None:
+    node.one.call("ADD").result()
+    sh("nft flush set inet cnikit_firewall containers4")
+    element = f'{node.one.v4} comment "cni:old/gone/eth0 (unlinked)"'
+    sh(f"nft 'add element inet cnikit_firewall containers4 {{ {element} }}'")
+    node.one.call("ADD").result()
+    assert "cni:one/one-0/eth0" in sh("nft list set inet cnikit_firewall containers4")
+
+
+def test_an_address_of_a_living_container_stays_its_own(node: Node) -> None:
+    node.one.call("ADD").result()
+    for address in node.two.result["ips"]:
+        address["address"] = address["address"].replace(node.two.v4, node.one.v4)
+    code, msg = node.two.call("ADD").error()
+    assert (code, msg) == (7, f"{node.one.v4} is taken by container one-0 (eth0 of network one)")
+
+
+def test_del_goes_on_when_the_bus_does_not_answer(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.one.call("ADD", backend="nftables").result()
+    with socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(str(tmp_path / "bus"))
+        bus.listen()
+        bus.shutdown(socket.SHUT_RDWR)
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'bus'}")
+        node.one.call("DEL")
+    assert "cni:" not in sh("nft list table inet cnikit_firewall")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posix
 import socket
@@ -27,14 +28,16 @@ from jeepney import (
     new_signal,
 )
 
+from cnikit import request
 from cnikit.effects import firewalld, systembus
 from cnikit.effects.firewalld import FirewalldError
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError
 from cnikit.objects import HOST, Make, Remove
 from cnikit.plan import Add, Del, apply, preflight, remove, render, verify
+from cnikit.plugins import firewall
 from cnikit.zones import ZoneSource
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, Call, sh
 from tests.fake_kernel import FakeWorld
 
 V4, V6, OTHER = "10.88.0.5/32", "fd00::5/128", "10.88.0.6/32"
@@ -671,3 +674,46 @@ def test_a_del_goes_on_when_firewalld_does_not_answer(bus: FakeBus, monkeypatch:
     ]
     assert outcome is not None
     assert outcome.errno == ETIMEDOUT
+
+
+# The plugin on it
+
+
+ADDRESSES = {"cniVersion": "1.1.0", "ips": [{"address": "10.88.0.5/16"}, {"address": "fd00:88::5/64"}]}
+PLUGIN = {"cniVersion": "1.1.0", "name": "net1", "type": "firewall"}
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("backend", ["", "firewalld"])
+def test_the_plugin_puts_addresses_in_the_zone_and_takes_them_out(host: str, container: str, backend: str) -> None:
+    assert host
+    sources = ("10.88.0.5/32", "fd00:88::5/128")
+    conf = {**PLUGIN, "backend": backend, "prevResult": ADDRESSES}
+    Call(firewall.PLUGIN, "ADD", conf, CNI_NETNS=container).result()
+    assert [firewalld.zone_of(source) for source in sources] == ["trusted", "trusted"]
+    assert Call(firewall.PLUGIN, "CHECK", conf, CNI_NETNS=container).succeeded()
+    assert Call(firewall.PLUGIN, "STATUS", conf).succeeded()
+    firewalld.remove_source("trusted", sources[0])
+    assert Call(firewall.PLUGIN, "CHECK", conf, CNI_NETNS=container).error()[0] == 101
+    environ = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": container}
+    checked = request.parse(environ, json.dumps(conf).encode)
+    assert firewall.PLUGIN.repair(checked) == ("firewall-cmd --zone=trusted --add-source=10.88.0.5/32",)
+    assert Call(firewall.PLUGIN, "CHECK", conf, CNI_NETNS=container).succeeded()
+    # Without prevResult: nftables knows the addresses, too.
+    assert Call(firewall.PLUGIN, "DEL", {**PLUGIN, "backend": backend}).succeeded()
+    assert [firewalld.zone_of(source) for source in sources] == ["", ""]
+
+
+@pytest.mark.usefixtures("running")
+def test_the_plugin_takes_back_what_it_did_when_a_zone_refuses(host: str, container: str) -> None:
+    assert host
+    firewalld.add_source("internal", "fd00:88::5/128")
+    try:
+        code, msg = Call(
+            firewall.PLUGIN, "ADD", {**PLUGIN, "backend": "firewalld", "prevResult": ADDRESSES}, CNI_NETNS=container
+        ).error()
+        assert (code, msg.startswith("firewalldZone: fd00:88::5/128 is a source of zone internal")) == (7, True)
+        assert firewalld.zone_of("10.88.0.5/32") == ""
+        assert "cnikit_firewall" not in sh("nft list tables")
+    finally:
+        firewalld.remove_source("internal", "fd00:88::5/128")
