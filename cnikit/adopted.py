@@ -2,7 +2,7 @@
 
 A node that is switched over in place has containers whose rules the reference made; our DEL of such a container removes
 them. So does it those of our own backend iptables, whose chains have the same names. Where there are none this costs
-a few netlink messages, and no process is started.
+a few netlink messages, and DEL starts no process.
 """
 
 from __future__ import annotations

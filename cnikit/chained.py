@@ -53,9 +53,13 @@ def check(plan: Iterable[Step], world: World) -> None:
         raise CniError(spec.CHECK_FAILED, faults[0], "; ".join(faults[1:]))
 
 
-def available(tables: tuple[Table, ...]) -> None:
-    """STATUS: raise CniError (50) when nftables cannot even be read here."""
+def available(tables: tuple[Table, ...], backend: str) -> None:
+    """STATUS: raise CniError (50) when nftables cannot even be read, or there is no iptables where it is asked for."""
     try:
+        if backend == "iptables":
+            from cnikit.effects.iptables import find
+
+            find("iptables-restore")
         with World() as world:
             for table in tables:
                 world[HOST].rules(table)

@@ -50,7 +50,7 @@ class Ends(Value):
 
 
 class InterfaceKind(Value):
-    """What is different about a plugin that makes interfaces. All of it is pure.
+    """What is different about a plugin that makes interfaces. All but leavings is pure.
 
     parse: the configuration, everything in it checked.
     settle: what IPAM gave, completed by what the configuration says (gateways, routes, dns).

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from _socket import AF_INET6
 
-from cnikit import ownership
+from cnikit import ownership, spec
 from cnikit.address import family, format_cidr, format_ip, network, parse_ip
-from cnikit.errors import invalid_config
+from cnikit.errors import CniError, invalid_config
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Element, Rule, Table, encoded
 from cnikit.objects import HOST, Make, Object
 from cnikit.plan import Add, Del, Ensure, Step
-from cnikit.ruleset import Member, holds, member, owner, taken
+from cnikit.ruleset import Member, member, owner
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from cnikit.objects import Change, World
 
+_NO_WAY = Rule("ip6 daddr ::1 return", "from ::1 there is no way to a container")
 _LOCAL = Rule("fib daddr type local jump published", "what is for this host")
 LOOPBACK = "127.0.0.0/8"
 
@@ -70,7 +71,7 @@ TABLE = Table(
             -300,
         ),
         Chain("prerouting", (_LOCAL,), "nat", "prerouting", -100),
-        Chain("output", (_LOCAL,), "nat", "output", -100),
+        Chain("output", (_NO_WAY, _LOCAL), "nat", "output", -100),
         Chain(
             "postrouting",
             (
@@ -213,26 +214,31 @@ def settled(steps: Iterable[Step], world: World) -> list[Step]:
     by another of its networks, as podman's do, ours becomes a spare.
     """
     plan = list(steps)
-    for found in _in_the_way([step.what.element for step in plan if isinstance(step.what, Port)], world):
-        for i, step in enumerate(plan):
-            if not (isinstance(step.what, Port) and _overlap(found, step.what.element)):
-                continue
-            wanted = step.what.element
-            if found == wanted:
-                plan[i] = Ensure(step.what)
-            elif not holds(found, wanted, world, unlinked=True):
-                removal = Del(Member(HOST, found.set, TABLE, found))
-                plan = plan if removal in plan else [removal, *plan]
-            elif ownership.same_container(owner(found), owner(wanted)):
-                plan[i] = Add(spare(wanted))
-            else:
-                raise taken(wanted, found)
-            break
-    return plan
+    ports = {i: step.what.element for i, step in enumerate(plan) if isinstance(step.what, Port)}
+    index: dict[tuple[str, str, int], list[int]] = {}
+    for i, element in ports.items():
+        for place in _places(element):
+            index.setdefault(place, []).append(i)
+    removals: list[Step] = []
+    for found in _held(list(ports.values()), world):
+        met = {i for place in _places(found) for i in index.get(place, ()) if _same_address(found, ports[i])}
+        same = [i for i in met if ports[i] == found]
+        if same:
+            plan[same[0]] = Ensure(plan[same[0]].what)
+        elif met and not is_alive(found, ports[min(met)], world):
+            removals.append(Del(Member(HOST, found.set, TABLE, found)))
+        elif met and ownership.same_container(owner(found), owner(ports[min(met)])):
+            for i in met:
+                plan[i] = Add(spare(ports[i]))
+        elif met:
+            raise taken(ports[min(met)], found)
+    # What is changed is changed in one transaction.
+    shared = [step for step in plan if isinstance(step, Ensure)]
+    return [*shared, *removals, *(step for step in plan if not isinstance(step, Ensure))]
 
 
-def _in_the_way(wanted: list[Element], world: World) -> list[Element]:
-    """Return the ports that some of these overlap, under whatever key."""
+def _held(wanted: list[Element], world: World) -> list[Element]:
+    """Return the ports that may be in the way of these, under whatever key."""
     # One port of any address is looked up by its key; whatever else there is by going through all: there is little.
     whole = any(element.set.startswith(_RARE) for element in wanted)
     families = tuple({element.set[-1] for element in wanted})
@@ -241,20 +247,46 @@ def _in_the_way(wanted: list[Element], world: World) -> list[Element]:
     found = world[HOST].elements(TABLE.replace(sets=sets), "cni:")
     if not whole:
         found = [*found, *filter(None, (world[HOST].element(TABLE, element) for element in wanted))]
-    return [one for one in found if any(_overlap(one, element) for element in wanted)]
+    return list(found)
 
 
-def _overlap(a: Element, b: Element) -> bool:
-    if a.set[-1] != b.set[-1]:
-        return False  # the other family
-    return all(low <= end and start <= high for (low, high), (start, end) in zip(_ends(a), _ends(b), strict=True))
+def _places(element: Element) -> list[tuple[str, str, int]]:
+    """Return where a port is, as far as two may meet there: family, protocol and each number."""
+    number = element.key[-1] if element.set.startswith(_ALL) else element.key[2]
+    low, high = (int.from_bytes(end, "big") for end in encoded("inet_service", number))
+    return [(element.set[-1], element.key[0], port) for port in range(low, high + 1)]
 
 
-def _ends(element: Element) -> list[tuple[bytes, bytes]]:
-    """Return the first and the last protocol, host address and port of a port."""
-    kinds = TABLE.set(element.set).key
-    protocol, *address, port = (encoded(kind, word) for kind, word in zip(kinds[:3], element.key[:3], strict=True))
-    return [protocol, *(address or [(bytes(16), b"\xff" * 16)]), port]
+def _same_address(a: Element, b: Element) -> bool:
+    """Tell whether one address of the host's may have both ports."""
+    one, other = ("" if e.set.startswith("ports") or e.key[1].endswith("/0") else e.key[1] for e in (a, b))
+    return not one or not other or one == other
+
+
+def is_alive(found: Element, wanted: Element, world: World) -> bool:
+    """Tell whether a port's holder is somebody else who may be alive: he is dead when his tagged link is gone."""
+    if owner(found) == owner(wanted):
+        return False
+    if found.comment.endswith(ownership.UNLINKED):
+        return True
+    links = [world[HOST].link(name) for name in ownership.names_of(found.comment)]
+    return any(link and link.alias == found.comment for link in links)
+
+
+def taken(wanted: Element, found: Element) -> CniError:
+    """Return the error for a key that another attachment holds."""
+    leads = f", leads to {' . '.join(found.data)}" if found.data else ""
+    return CniError(
+        spec.INVALID_CONFIG,
+        f"{' . '.join(wanted.key)} is taken by {shown(found)}",
+        f"{found.set} {' . '.join(found.key)}{leads}; DEL of that attachment frees it",
+    )
+
+
+def shown(element: Element) -> str:
+    """Say whose an element is: a container of a network."""
+    network, container, ifname = (*owner(element).removeprefix("cni:").rsplit("/", 2), "", "")[:3]
+    return f"container {container} ({ifname} of network {network})" if container else repr(element.comment)
 
 
 def spare(element: Element) -> Member:
@@ -288,7 +320,8 @@ def given_back(removals: Sequence[Del], world: World) -> list[Step]:
         for free in removed:
             if (
                 free.set.startswith(_ALL)
-                and _overlap(free, waiting)
+                and not {*_places(free)}.isdisjoint(_places(waiting))
+                and _same_address(free, waiting)
                 and ownership.same_container(owner(free), owner(waiting))
             ):
                 steps += [Del(Member(HOST, waiting.set, TABLE, waiting)), Add(_from_spare(waiting))]

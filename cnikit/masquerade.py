@@ -9,7 +9,7 @@ A static chain looks up both, so an attachment costs a few set elements, however
 
 from __future__ import annotations
 
-from cnikit.address import format_cidr, format_ip, network, parse_cidr
+from cnikit.address import contains, format_cidr, format_ip, network, parse_cidr
 from cnikit.netlink.nftables import Chain, Rule, Set, Table
 from cnikit.objects import HOST
 from cnikit.plan import Add, Ensure
@@ -58,7 +58,16 @@ def steps(tag: str, ips: Sequence[IP]) -> tuple[Step, ...]:
     cidrs = [parse_cidr(ip.address) for ip in ips]
     for packed, _ in dict.fromkeys(cidrs):
         address, version = format_ip(packed), 4 if len(packed) == 4 else 6
-        subnets = {format_cidr(network(*cidr), cidr[1]): None for cidr in cidrs if len(cidr[0]) == len(packed)}
+        subnets = _widest([(network(*cidr), cidr[1]) for cidr in cidrs if len(cidr[0]) == len(packed)])
         made.append(Add(member(TABLE, f"sources{version}", (address,), (), tag)))
         made += [Add(member(TABLE, f"inside{version}", (address, subnet), (), tag)) for subnet in subnets]
     return tuple(made)
+
+
+def _widest(subnets: list[tuple[bytes, int]]) -> list[str]:
+    """Return the subnets that lie in no other one: the kernel refuses intervals that overlap."""
+    found: list[tuple[bytes, int]] = []
+    for subnet in sorted(subnets, key=lambda one: one[1]):
+        if not any(contains(*wider, subnet[0]) for wider in found):
+            found.append(subnet)
+    return [format_cidr(*subnet) for subnet in found]

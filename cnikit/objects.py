@@ -77,7 +77,10 @@ if TYPE_CHECKING:
             """Return the rules of each chain of an iptables table, version 4 or 6, variant "" or "-legacy"."""
 
         def legacy(self, table: str) -> Sequence[int]:
-            """Return the families (4, 6) that have a table of the legacy iptables, which nftables does not show."""
+            """Return the families (4, 6) that have a table of the legacy iptables, which nftables does not show.
+
+            Where no program can read it there is nothing to be done about it, and so it counts as none.
+            """
 
         def unreadable(self, rules: Sequence[str]) -> str:
             """Return why nft does not understand rules, "" when it does. Raises CniError (7) where there is no nft."""
@@ -120,7 +123,7 @@ class Object(Value):
     where: str
     name: str
 
-    # What makes neighbours of this kind, as one transaction if it can; "" where each is made by itself, over rtnetlink.
+    # What makes neighbours of this kind, as one transaction if it can; "" is rtnetlink, where each fails for itself.
     transaction = ""
     # Whether repair puts it back when it has gone.
     mendable = False
@@ -273,13 +276,10 @@ class Port(Object):
         link = world[self.where].link(self.name)
         if link is None:
             return f"{self.name} is gone"
-        for flag, has, wanted in (
-            ("hairpin", link.hairpin, self.hairpin),
-            ("isolated", link.isolated, self.isolated),
-        ):
-            if has != wanted:
-                return f"bridge port {self.name}: {flag} is {'on' if has else 'off'}, not {'on' if wanted else 'off'}"
-        return ""
+        if link.hairpin != self.hairpin:
+            return f"bridge port {self.name}: hairpin is {'on, not off' if link.hairpin else 'off, not on'}"
+        # A plugin further down the list may isolate it: firewall does.
+        return f"bridge port {self.name}: isolated is off, not on" if self.isolated and not link.isolated else ""
 
 
 class Up(Object):

@@ -6,8 +6,7 @@ the ruleset sees whose it is. A tag with UNLINKED behind it belongs to an attach
 
 from __future__ import annotations
 
-from cnikit import ownership, spec
-from cnikit.errors import CniError
+from cnikit import ownership
 from cnikit.netlink import nftables
 from cnikit.objects import HOST, Make, Object, Remove
 from cnikit.ownership import UNLINKED
@@ -117,17 +116,10 @@ class Member(Object):
             return f"nftables: {self._text()} leads to {' . '.join(found.data)}, not {' . '.join(self.element.data)}"
         return "" if owner(found) == owner(self.element) else f"nftables: {self._text()} belongs to {found.comment}"
 
-    def conflict(self, world: World) -> CniError | None:
-        found = world[self.where].element(self.table, self.element)
-        if found is None or not holds(found, self.element, world):
-            return None
-        return taken(self.element, found)
-
     def changes(self, world: World) -> Sequence[Change]:
+        # Whoever had the key before, mostly a container's address, has it no more: IPAM says who does.
         found = world[self.where].element(self.table, self.element)
-        if found is None or holds(found, self.element, world):
-            return (Make(self),)
-        return (Remove(self.replace(element=found)), Make(self))
+        return (Make(self),) if found is None else (Remove(self.replace(element=found)), Make(self))
 
 
 def member(table: Table, name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) -> Member:
@@ -135,41 +127,9 @@ def member(table: Table, name: str, key: tuple[str, ...], data: tuple[str, ...],
     return Member(HOST, name, table, nftables.Element(name, key, data, comment))
 
 
-def taken(wanted: Element, found: Element) -> CniError:
-    """Return the error for a key that another attachment holds."""
-    leads = f", leads to {' . '.join(found.data)}" if found.data else ""
-    return CniError(
-        spec.INVALID_CONFIG,
-        f"{' . '.join(wanted.key)} is taken by {shown(found)}",
-        f"{found.set} {' . '.join(found.key)}{leads}; DEL of that attachment frees it",
-    )
-
-
 def owner(element: Element) -> str:
     """Return the tag of the attachment an element belongs to."""
     return element.comment.removesuffix(UNLINKED)
-
-
-def shown(element: Element) -> str:
-    """Say whose an element is: a container of a network."""
-    network, container, ifname = (*owner(element).removeprefix("cni:").rsplit("/", 2), "", "")[:3]
-    return f"container {container} ({ifname} of network {network})" if container else repr(element.comment)
-
-
-def holds(found: Element, wanted: Element, world: World, unlinked: bool = False) -> bool:
-    """Tell whether an element belongs to somebody else who is alive: one is dead when his tagged link is gone.
-
-    unlinked: what is said of one who has no such link. The key of most elements is the container's address, and he
-    cannot have it any more when IPAM has given it to another.
-    """
-    if owner(found) == owner(wanted):
-        return False
-    if found.comment.endswith(UNLINKED):
-        return unlinked
-    if not found.comment.startswith("cni:"):
-        return True
-    links = [world[HOST].link(name) for name in ownership.names_of(found.comment)]
-    return any(link and link.alias == found.comment for link in links)
 
 
 def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Del]:

@@ -214,14 +214,14 @@ def host_links(conf: Conf, ends: Ends) -> tuple[str, ...]:
 
 
 def leavings(request: Request, world: World) -> list[Step]:
-    """Return the steps that take away what DEL or GC find beside the links, whatever else is configured."""
+    """Return the steps that take away what is beside the links: on DEL what is configured, on GC whatever there is."""
     steps: list[Step] = []
-    if request.config.raw("macspoofchk"):
+    if request.verb == "GC" or request.config.raw("macspoofchk"):
         from cnikit import macspoofchk
         from cnikit.ruleset import outdated
 
         steps += outdated((macspoofchk.TABLE,), request, world)
-    if request.config.raw("ipMasq"):
+    if request.verb == "GC" or request.config.raw("ipMasq"):
         from cnikit import adopted, masquerade
         from cnikit.ruleset import outdated
 

@@ -22,7 +22,8 @@ r"""firewall: containers get through a host's firewall, and networks are kept ap
 
 What goes through is what a container sends, the answers to it, and what comes for a published port. With nftables these
 packets get the mark 0x1000. Where iptables forwards only what it is told to (policy DROP of FORWARD, as Docker and ufw
-have it) one rule is appended there that accepts the mark, behind all the others: what they drop stays dropped.
+have it; with the legacy kind whatever its policy) one rule is appended there that accepts the mark, behind all the
+others: what they drop stays dropped.
 A ruleset of the administrator's own in nftables that drops what is forwarded needs a rule to the same effect:
 `meta mark and 0x1000 == 0x1000 accept`.
 
@@ -31,7 +32,8 @@ The administrator's chain is in the table `inet cnikit_firewall`. It is made emp
 
 Isolation also holds between two containers of one bridge, whose ports it isolates (`bridge link set ... isolated on`).
 
-Result: prevResult as it was. DEL needs neither prevResult nor netns.
+Result: prevResult as it was. DEL needs no netns, and prevResult with the backend iptables only, whose rules do not say
+whose they are.
 """
 
 from __future__ import annotations
@@ -133,6 +135,8 @@ def parse(request: Request) -> Conf:
             raise config.invalid(key, f"{value!r} is none of {', '.join(repr(one) for one in known)}")
     if not (conf.admin.replace("-", "").replace("_", "").isalnum() and conf.admin.isascii() and len(conf.admin) <= 28):
         raise config.invalid("iptablesAdminChainName", f"{conf.admin!r} is no chain's name")
+    if conf.admin[0].isdigit() or conf.admin in ("admins", "forward", "accept", "drop"):
+        raise config.invalid("iptablesAdminChainName", f"{conf.admin!r} is a name that nftables or this plugin uses")
     return conf
 
 
@@ -158,7 +162,9 @@ def _policy(conf: Conf, given: Result) -> list[Step]:
     steps: list[Step] = [Ensure(member(TABLE, "confined", (bridge,), (), "ingressPolicy"))]
     if conf.policy == "same-bridge":
         return [*steps, Ensure(member(TABLE, "within", (bridge, bridge), (), "ingressPolicy"))]
-    return [*steps, *(Set(Isolated(HOST, port, before=False)) for port in ports)]
+    # Who was less strict before.
+    reached = Del(member(TABLE, "within", (bridge, bridge), (), "ingressPolicy"))
+    return [*steps, reached, *(Set(Isolated(HOST, port, before=False)) for port in ports)]
 
 
 def _host_links(conf: Conf, given: Result) -> list[str]:
@@ -264,13 +270,9 @@ def _check(request: Request) -> None:
 
 def _status(request: Request) -> None:
     conf = parse(request)
-    chained.available((TABLE,))
+    chained.available((TABLE,), conf.backend)
     if conf.backend == "firewalld" and not firewalld.is_running():
         raise CniError(spec.UNAVAILABLE, "backend: firewalld is not running")
-    if conf.backend == "iptables":
-        from cnikit.effects.iptables import find
-
-        find("iptables-restore")
 
 
 def _repair(request: Request) -> tuple[str, ...]:

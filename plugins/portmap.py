@@ -38,7 +38,7 @@ Only packets to an address of this host are translated. A port belongs to one co
 the holder, unless that one's interface is gone, who is then replaced. Ports in a row that keep their numbers are one
 element. What makes 127.0.0.1 work (the sysctl route_localnet) would also let the container's neighbours reach the
 host's 127.0.0.1, so packets for or from 127.0.0.0/8 that did not come in on lo are dropped. IPv6 knows no such way:
-[::1] is not served.
+[::1] stays the host's own, and hostIP ::1 is refused.
 
 A container on several networks may ask for a port on each, as podman does: it leads through the first, and through the
 next one when that goes.
@@ -51,8 +51,9 @@ from __future__ import annotations
 
 from cnikit import adopted, chained, hostports, ownership
 from cnikit.address import format_ip, parse_cidr, parse_ip
+from cnikit.effects import files
 from cnikit.effects.kernel import World
-from cnikit.errors import collected, invalid_config
+from cnikit.errors import CniError, collected, invalid_config
 from cnikit.hostports import TABLE, Mapping
 from cnikit.main import main
 from cnikit.netlink.nftables import PROTOCOLS
@@ -67,6 +68,9 @@ if TYPE_CHECKING:
     from cnikit.fields import Fields
     from cnikit.request import Request
     from cnikit.result import Result
+
+
+LOCK = "/run/cnikit-portmap.lock"
 
 
 class Conf(Value):
@@ -96,7 +100,8 @@ def parse(request: Request) -> Conf:
     if conf.set_mark_chain and config.has("markMasqBit"):
         raise config.invalid("externalSetMarkChain", "cannot be used together with markMasqBit")
     conf = conf.replace(backend=_backend(conf, config))
-    hostports.in_a_row(conf.mappings)  # a host port that is to lead to two ports is refused
+    for length in (4, 16):
+        hostports.in_a_row(_of_family(conf, bytes(length)))  # a host port that is to lead to two ports is refused
     return conf
 
 
@@ -123,6 +128,8 @@ def _mapping(given: Fields) -> Mapping:
     if protocol not in PROTOCOLS:
         raise given.invalid("protocol", f"{protocol!r} is none of {', '.join(PROTOCOLS)}")
     packed = given.parsed("hostIP", parse_ip)
+    if packed == bytes(15) + b"\1":
+        raise given.invalid("hostIP", "from ::1 there is no way to a container; 127.0.0.1 has one")
     host_port, container_port = (given.integer(key, low=1, high=65535) for key in ("hostPort", "containerPort"))
     return Mapping(protocol, host_port, container_port, format_ip(packed) if packed else "")
 
@@ -131,7 +138,7 @@ def plan(conf: Conf, addresses: tuple[str, ...], comment: str, way: str) -> tupl
     """Return the steps of an ADD; addresses are the container's, way is the host's link to it."""
     steps: list[Step] = [Ensure(Ruleset(HOST, TABLE.name, TABLE))]
     for packed, length in map(parse_cidr, addresses):
-        served = [mapping for mapping in hostports.in_a_row(conf.mappings) if mapping.is_for(packed)]
+        served = hostports.in_a_row(_of_family(conf, packed))
         if not served:
             continue
         ports = [hostports.port(mapping, packed, comment) for mapping in served]
@@ -140,8 +147,13 @@ def plan(conf: Conf, addresses: tuple[str, ...], comment: str, way: str) -> tupl
             steps += [Add(one) for one in hostports.masqueraded(packed, length, comment, conf.masq_all)]
         if len(packed) == 4:
             steps += _route_localnet(conf, way)
-        steps += [Set(flows) for port in ports for flows in hostports.stale_flows(port.element)]
+        steps += [Set(old) for port in ports for old in hostports.stale_flows(port.element)]
     return tuple(steps)
+
+
+def _of_family(conf: Conf, packed: bytes) -> list[Mapping]:
+    """Return the mappings for an address of this family, each spelling of "any" as the same."""
+    return [mapping.replace(host_ip=mapping.one_address()) for mapping in conf.mappings if mapping.is_for(packed)]
 
 
 def _conditional(conf: Conf, packed: bytes, comment: str) -> list[Step]:
@@ -167,6 +179,8 @@ def _plan(request: Request, world: World) -> list[Step]:
     if conf.backend == "iptables":
         # The table is there for what it keeps from 127.0.0.1.
         guard = Ensure(Ruleset(HOST, TABLE.name, TABLE))
+        natively = plan(conf.replace(conditions={4: (), 6: ()}), addresses, chained.comment(request, world), way)
+        hostports.settled(natively, world)  # refuses a port that another container has by nftables
         return [*_with_iptables(conf, addresses, request), guard, *_route_localnet(conf, way)]
     return hostports.settled(plan(conf, addresses, chained.comment(request, world), way), world)
 
@@ -177,14 +191,14 @@ def _with_iptables(conf: Conf, addresses: tuple[str, ...], request: Request) -> 
     options = iptables.Options(
         conf.snat, conf.masq_all, conf.mark_bit, conf.set_mark_chain, conf.conditions[4], conf.conditions[6]
     )
-    flows = [
-        Set(flows)
-        for packed, _ in map(parse_cidr, addresses)
-        for mapping in conf.mappings
-        if mapping.is_for(packed)
-        for flows in hostports.stale_flows(hostports.port(mapping, packed, "").element)
-    ]
+    flows = [Set(old) for packed, _ in map(parse_cidr, addresses) for old in _flows(conf, packed)]
     return [*iptables.port_mappings(request.attachment, conf.mappings, addresses, options), *flows]
+
+
+def _flows(conf: Conf, packed: bytes) -> list[hostports.StaleFlows]:
+    """Return what conntrack may remember of UDP flows to the ports that are asked for, of one family."""
+    ports = [hostports.port(mapping, packed, "") for mapping in _of_family(conf, packed)]
+    return [old for port in ports for old in hostports.stale_flows(port.element)]
 
 
 def _route_localnet(conf: Conf, way: str) -> list[Step]:
@@ -202,7 +216,8 @@ def _refuse_family(conf: Conf, addresses: tuple[str, ...]) -> None:
 
 
 def _add(request: Request) -> Result:
-    with World() as world:
+    # From the look at who has a port to its taking, and to its release, nobody else does either.
+    with files.Locked(LOCK), World() as world:
         steps = _plan(request, world)
         # Those whose fault would not be the kernel's to name.
         preflight((step for step in steps if step.what.transaction == "nft"), world)
@@ -211,24 +226,31 @@ def _add(request: Request) -> Result:
 
 
 def _delete(request: Request) -> None:
-    with World() as world:
+    with files.Locked(LOCK), World() as world:
         removals = outdated((TABLE,), request, world)
-        elements = [step.what.element for step in removals if isinstance(step.what, Member)]
-        flows = [Del(old) for element in elements for old in hostports.stale_flows(element)]
-        steps = [
-            *hostports.given_back(removals, world),
-            *_rules(request, world),
-            *adopted.port_mappings(request, world),
-        ]
-        faults = remove([*steps, *flows], world)
+        rules = [*_rules(request, world), *adopted.port_mappings(request, world)]
+        flows = dict.fromkeys(old for step in removals if isinstance(step.what, Member) for old in _of_port(step.what))
+        flows |= dict.fromkeys(_asked_for(request))
+        faults = remove([*hostports.given_back(removals, world), *rules, *map(Del, flows)], world)
     if faults:
         raise collected(faults, request.verb)
 
 
+def _of_port(what: Member) -> list[hostports.StaleFlows]:
+    return hostports.stale_flows(what.element)
+
+
+def _asked_for(request: Request) -> list[hostports.StaleFlows]:
+    """Return the flows to what is configured, for rules do not tell theirs."""
+    try:
+        conf = parse(request)
+    except CniError:
+        return []
+    return [*_flows(conf, bytes(4)), *_flows(conf, bytes(16))]
+
+
 def _rules(request: Request, world: World) -> list[Step]:
     """Return the steps that take away what was published on conditions."""
-    if not (request.config.raw("conditionsV4") or request.config.raw("conditionsV6")):
-        return []
     whose = ownership.outdated(request)
     found = dict.fromkeys(one for one in world[HOST].rules(TABLE) if one[0].startswith("conditional"))
     return [Del(Foreign(HOST, chain, TABLE, said, whole=True)) for chain, said in found if whose(said)]
@@ -240,12 +262,11 @@ def _check(request: Request) -> None:
 
 
 def _status(request: Request) -> None:
-    parse(request)
-    chained.available((TABLE,))
+    chained.available((TABLE,), parse(request).backend)
 
 
 def _repair(request: Request) -> tuple[str, ...]:
-    with World() as world:
+    with files.Locked(LOCK), World() as world:
         return mend(_plan(request, world), world)
 
 

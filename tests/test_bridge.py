@@ -735,9 +735,6 @@ CHANGES = [
     pytest.param(
         "bridge link set dev {end} hairpin off", "bridge port {end}: hairpin is off, not on", id="port-hairpin"
     ),
-    pytest.param(
-        "bridge link set dev {end} isolated on", "bridge port {end}: isolated is on, not off", id="port-isolated"
-    ),
     pytest.param("ip link set {end} down", "{end} has no carrier", id="host-end-down"),
     pytest.param("sysctl -qw net.ipv4.ip_forward=0", "sysctl net/ipv4/ip_forward is 0, not 1", id="forwarding"),
     pytest.param(
@@ -925,3 +922,13 @@ def run_reference(verb: str, conf: dict[str, Any], netns: str) -> str:
     )
     assert done.returncode == 0, done.stdout
     return done.stdout.decode()
+
+
+def test_check_wants_isolation_where_it_is_configured_and_nowhere_else(host: str, container: str) -> None:
+    assert host
+    conf = config(portIsolation=True)
+    conf["prevResult"] = call("ADD", conf, container).result()
+    assert call("CHECK", conf, container).succeeded()
+    assert call("CHECK", {**conf, "portIsolation": False}, container).succeeded(), "another plugin may isolate a port"
+    sh(f"bridge link set dev {HOST_END} isolated off")
+    assert call("CHECK", conf, container).error() == (101, f"bridge port {HOST_END}: isolated is off, not on")

@@ -300,12 +300,34 @@ def test_an_address_that_another_suites_container_had_is_the_new_ones(node: Node
     assert "cni:one/one-0/eth0" in sh("nft list set inet cnikit_firewall containers4")
 
 
-def test_an_address_of_a_living_container_stays_its_own(node: Node) -> None:
+def test_two_networks_may_have_one_address_as_with_the_reference(node: Node) -> None:
     node.one.call("ADD").result()
     for address in node.two.result["ips"]:
         address["address"] = address["address"].replace(node.two.v4, node.one.v4)
-    code, msg = node.two.call("ADD").error()
-    assert (code, msg) == (7, f"{node.one.v4} is taken by container one-0 (eth0 of network one)")
+    node.two.call("ADD").result()
+    assert node.two.call("CHECK").succeeded()
+
+
+def test_isolated_after_same_bridge(node: Node) -> None:
+    for policy in ("same-bridge", "isolated"):
+        for container in (node.one, node.neighbour):
+            container.call("ADD", ingressPolicy=policy).result()
+    assert "br-one" not in sh("nft list set inet cnikit_firewall within")
+
+
+@pytest.mark.parametrize("name", ["admins", "forward", "drop", "1a"])
+def test_names_that_cannot_be_an_administrators_chain(node: Node, name: str) -> None:
+    code, msg = node.one.call("ADD", iptablesAdminChainName=name).error()
+    assert (code, msg.startswith(f"iptablesAdminChainName: '{name}' is a name that")) == (7, True), msg
+
+
+def test_legacy_tables_without_a_program_to_read_them(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    sh("iptables-legacy -t filter -L -n; iptables-legacy -t nat -L -n")
+    monkeypatch.setattr("cnikit.effects.iptables._found", lambda _: "")
+    node.one.call("ADD").result()
+    assert node.one.call("CHECK").succeeded()
+    assert node.one.call("DEL").succeeded()
+    assert "cni:" not in sh("nft list table inet cnikit_firewall")
 
 
 def test_del_goes_on_when_the_bus_does_not_answer(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

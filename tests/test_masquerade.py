@@ -212,3 +212,20 @@ def test_del_takes_away_rules_of_the_references_nftables_backend(host: str, cont
     assert call("DEL", conf, container, "one").succeeded()
     assert sh(f"nft list chain {table} masq_checks").count("comment") == 1
     assert host
+
+
+@pytest.mark.parametrize("addresses", [("10.1.0.9/16", "10.1.5.7/24"), ("10.1.5.7/24", "10.1.0.9/16")])
+def test_subnets_that_overlap(host: str, container: str, addresses: tuple[str, str]) -> None:
+    assert host
+    ipam = {"type": "static", "addresses": [{"address": address} for address in addresses]}
+    call("ADD", config(ipam=ipam, isDefaultGateway=False), container).result()
+    assert "10.1.5.7 . 10.1.0.0/16" in sh("nft list set inet cnikit_masquerade inside4")
+
+
+def test_gc_takes_what_a_changed_configuration_has_left(host: str, container: str) -> None:
+    assert host
+    call("ADD", config(macspoofchk=True), container).result()
+    assert call("DEL", config(ipMasq=False), container).succeeded()
+    assert "cni:" in sh("nft list ruleset")
+    assert call("GC", {**config(ipMasq=False), "cni.dev/valid-attachments": []}).succeeded()
+    assert "cni:" not in sh("nft list ruleset")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from cnikit import hostports, request
-from cnikit.plan import render
+from cnikit.effects.kernel import World
+from cnikit.objects import HOST
+from cnikit.plan import Del, remove, render
 from cnikit.plugins import bridge, portmap
-from tests.conftest import Call, ip, needs_reference, sh
+from tests.conftest import PROJECT, Call, ip, needs_reference, sh
 from tests.packets import UDP, arrived, reached, send_frame, server, udp_socket, unreached, wire
 
 V4, V6 = ("10.11.0.2", "10.11.0.3"), ("fd00:11::2", "fd00:11::3")
@@ -533,3 +537,152 @@ def test_del_takes_away_rules_of_the_references_nftables_backend(node: Node) -> 
     listed = sh("nft list ruleset")
     assert listed.count('comment "c1"') == 0
     assert listed.count('comment "c12"') == 2
+
+
+def test_one_container_may_have_a_port_of_any_address_and_of_one(node: Node) -> None:
+    ports = (tcp(8080, 80), tcp(8080, 81, hostIP="192.0.2.1"))
+    node.call("ADD", *ports).result()
+    environ = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": node.containers[0]}
+    asked = request.parse(environ, json.dumps(config(*ports, prev=node.results[0])).encode)
+    before = sh("nft list ruleset")
+    assert portmap.PLUGIN.repair(asked) == ()
+    node.call("ADD", *ports).result()
+    assert sh("nft list ruleset") == before
+    with server(node.containers[0], "0.0.0.0", 81) as one, server(node.containers[0], "0.0.0.0", 80) as other:
+        assert reached(one, node.outside, "192.0.2.1", 8080)
+        assert reached(other, node.host, "127.0.0.1", 8080)
+
+
+def test_a_range_of_the_containers_other_network_makes_all_it_meets_spares(node: Node) -> None:
+    node.call("ADD", *(tcp(port, port) for port in range(70, 95))).result()
+    second(node).result()
+    spares = sh("nft list set inet cnikit_portmap spares4")
+    assert spares.count("cni:net2/c1/eth1") == 2
+    assert node.call("DEL").succeeded()
+    with server(node.containers[0], "10.12.0.2", 91) as web, server(node.containers[0], "10.12.0.2", 71) as other:
+        assert reached(web, node.outside, "192.0.2.1", 91)
+        assert reached(other, node.outside, "192.0.2.1", 70)
+
+
+def test_iptables_respects_who_has_a_port_by_nftables(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80)).result()
+    code, msg = node.call("ADD", tcp(8080, 80), number=1, backend="iptables").error()
+    assert (code, "container c1" in msg) == (7, True)
+    assert "CNI-" not in sh("iptables-save")
+
+
+def test_status_with_iptables_that_is_not_there(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host
+    monkeypatch.setattr("cnikit.effects.iptables._found", lambda _: "")
+    assert Call(portmap.PLUGIN, "STATUS", config(backend="iptables")).error()[0] == 50
+    assert Call(portmap.PLUGIN, "STATUS", config()).succeeded()
+
+
+def test_one_of_two_that_want_a_port_at_once_gets_it(node: Node) -> None:
+    """Any address and one address are elements of different sets, which the kernel would let both have."""
+    for _ in range(20):
+        asked = [(0, tcp(8080, 80)), (1, tcp(8080, 80, hostIP="192.0.2.1"))]
+        environ = {"CNI_COMMAND": "ADD", "CNI_IFNAME": "eth0", "PATH": os.environ["PATH"]}
+        calls = []
+        for number, mapping in asked:
+            conf = json.dumps(config(mapping, prev=node.results[number]))
+            names = {"CNI_CONTAINERID": f"c{number + 1}", "CNI_NETNS": node.containers[number]}
+            command = [sys.executable, "-I", "-c", RUN, str(PROJECT)]
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(command, env={**environ, **names}, text=True, stdin=pipe, stdout=pipe)
+            calls.append((process, conf))
+        for process, conf in calls:
+            assert process.stdin
+            process.stdin.write(conf)
+        statuses = []
+        for process, _ in calls:
+            process.communicate()
+            statuses.append(process.returncode)
+        assert sorted(statuses) == [0, 1]
+        for number in (0, 1):
+            assert node.call("DEL", number=number).succeeded()
+
+
+RUN = "import sys; sys.path.insert(0, sys.argv[1]); from cnikit.plugins import portmap; portmap.main(portmap.PLUGIN)"
+
+
+def test_what_is_looked_at_is_locked(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of a race that is lost without a lock: both look before either writes."""
+    seen = []
+    settled = hostports.settled
+
+    def look(*given: Any) -> Any:
+        seen.append(_is_locked())
+        return settled(*given)
+
+    monkeypatch.setattr(hostports, "settled", look)
+    node.call("ADD", tcp(8080, 80)).result()
+    assert seen == [True]
+
+
+def _is_locked() -> bool:
+    with open(portmap.LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_what_is_published_leaves_the_hosts_own_1_alone(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80)).result()
+    with server(node.host, "::1", 8080) as own:
+        assert reached(own, node.host, "::1", 8080) == "::1"
+    code, msg = node.call("ADD", tcp(8081, 80, hostIP="::1")).error()
+    assert (code, msg.startswith("runtimeConfig.portMappings[0].hostIP: from ::1 there is no way")) == (7, True)
+
+
+def test_two_thousand_ports(node: Node) -> None:
+    many = [tcp(port, 80) for port in range(20000, 22000)]
+    for _ in range(2):
+        node.call("ADD", *many, tcp(9000, 9000, hostIP="192.0.2.1")).result()
+    assert node.call("CHECK", *many).succeeded()
+    code, msg = node.call("ADD", *many, number=1).error()
+    assert (code, "is taken by container c1" in msg) == (7, True)
+    assert node.call("DEL").succeeded()
+    assert "cni:" not in sh("nft list table inet cnikit_portmap")
+
+
+@pytest.mark.parametrize("spelling", ["0.0.0.0", "::"])
+def test_any_address_spelt_in_two_ways(node: Node, spelling: str) -> None:
+    node.call("ADD", tcp(8080, 80), tcp(8080, 80, hostIP=spelling)).result()
+    assert (
+        "tcp port 8080 is to lead to two ports"
+        in node.call("ADD", tcp(8080, 80), tcp(8080, 81, hostIP=spelling)).error()[1]
+    )
+
+
+@pytest.mark.parametrize(
+    "keys", [{"conditionsV4": ["ip saddr 192.0.2.2"]}, {"backend": "iptables"}], ids=["nft", "iptables"]
+)
+def test_udp_flows_by_rules_are_forgotten_on_del_too(node: Node, keys: dict[str, Any]) -> None:
+    client = udp_socket(node.outside, "192.0.2.2", 4000)
+    with (
+        client,
+        server(node.host, "0.0.0.0", 5353, UDP) as own,
+        server(node.containers[0], "0.0.0.0", 53, UDP) as inside,
+    ):
+        for verb, listening in (("ADD", inside), ("DEL", own)):
+            assert node.call(verb, udp(5353, 53), **keys).status == 0
+            client.sendto(b"ping", ("192.0.2.1", 5353))
+            assert arrived(listening), verb
+
+
+def test_rules_go_even_if_their_conditions_are_no_longer_configured(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80), conditionsV4=["ip saddr 192.0.2.2"]).result()
+    assert node.call("DEL").succeeded()
+    assert "cni:" not in sh("nft list table inet cnikit_portmap")
+
+
+def test_many_elements_that_are_gone_already(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80)).result()
+    comment = "cni:net1/c1/eth0"
+    gone = [hostports.port(hostports.Mapping("tcp", port, 80), bytes(4), comment) for port in range(10000, 13000)]
+    with World() as world:
+        assert world[HOST].rules(hostports.TABLE)
+        assert remove(map(Del, gone), world) == []

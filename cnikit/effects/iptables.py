@@ -8,10 +8,9 @@ programs are those of nftables or the legacy ones makes no difference here.
 from __future__ import annotations
 
 import posix
-from fcntl import LOCK_EX, flock
 
 from cnikit import spec
-from cnikit.effects import netns, process
+from cnikit.effects import files, netns, process
 from cnikit.errors import CniError
 from cnikit.iptables import PROGRAMS, Rules, saved, written
 from cnikit.objects import Make, Refusal
@@ -37,7 +36,7 @@ class Iptables:
 
     def __init__(self, fd: int | None, variant: str = "") -> None:
         self._fd = fd
-        # A host may have the old kind under the usual name only.
+        # A host may have the old kind under its usual name only.
         self._variant = variant if _found(f"{PROGRAMS[4]}{variant}-save") else ""
         self._read: dict[tuple[int, str], Chains] = {}
 
@@ -79,11 +78,8 @@ class Iptables:
     def _settle(self, version: int, changes: Sequence[Change]) -> str:
         """Do a family's changes; say why they cannot be done, "" when they are."""
         try:
-            lock = _locked()
-            try:
+            with files.Locked(LOCK):
                 return self._try(version, changes)
-            finally:
-                posix.close(lock)
         except CniError as e:
             return str(e)
         finally:
@@ -151,6 +147,14 @@ def _ending(status: int, said: str) -> str:
     return "; ".join(line for line in (*lines, how) if line)
 
 
+def has_legacy() -> bool:
+    """Tell whether there is a program for the legacy tables, under whatever name."""
+    if _found("iptables-legacy-save"):
+        return True
+    path = _found("iptables")
+    return bool(path) and b"(legacy)" in process.run(path, ["iptables", "-V"], {}, b"", _LIMIT)[1]
+
+
 def find(program: str) -> str:
     """Return the file of a program. Raises CniError (7)."""
     path = _found(program)
@@ -180,13 +184,3 @@ def _is_absent(version: int) -> bool:
         return True
     here, other = (_found(f"{program}-save") for program in (PROGRAMS[version], PROGRAMS[4 if version == 6 else 6]))
     return bool(other and not here)
-
-
-def _locked() -> int:
-    """Wait for the lock; return the descriptor that holds it until it is closed."""
-    try:
-        fd = posix.open(LOCK, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
-    except OSError as e:
-        raise CniError(spec.IO_FAILURE, f"{LOCK}: {e.strerror}") from None
-    flock(fd, LOCK_EX)
-    return fd

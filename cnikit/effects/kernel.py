@@ -156,7 +156,7 @@ class Kernel:
         """Tell whether iptables has a chain, of either family and variant."""
         if self.nftables().has_chain(table, name):
             return True
-        return any(name in self.chains(version, table, "-legacy") for version in _legacy(table))
+        return any(name in self.chains(version, table, "-legacy") for version in self.legacy(table))
 
     def dropping(self, hook: str) -> list[tuple[str, str, str]]:
         """Return family, table and name of the nftables chains on a hook that drop what they do not accept."""
@@ -183,8 +183,13 @@ class Kernel:
         return self.iptables(variant).chains(version, table)
 
     def legacy(self, table: str) -> list[int]:
-        """Return the families (4, 6) that have a table of the legacy iptables."""
-        return _legacy(table)
+        """Return the families (4, 6) that have a table of the legacy iptables, if there is a program to tell more."""
+        versions = _legacy(table)
+        if versions:
+            from cnikit.effects import iptables
+
+            versions = versions if iptables.has_legacy() else []
+        return versions
 
     def unreadable(self, rules: Sequence[str]) -> str:
         """Return why nft does not understand rules, "" when it does."""

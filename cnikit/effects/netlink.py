@@ -12,6 +12,7 @@ from cnikit.netlink.codec import NLM_F_ACK, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_E
 from cnikit.value import Value
 
 NETLINK_ROUTE = 0
+SO_RCVBUFFORCE = 33
 NETLINK_NETFILTER = 12
 SO_SNDBUFFORCE, SO_NETNS_COOKIE = 32, 71
 SOL_NETLINK = 270
@@ -22,8 +23,8 @@ NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 _BUFFER = 1 << 14
 _DUMP_TRIES = 10
 _TOGETHER = 64
-# A socket's usual room for sending (net.core.wmem_default), less what the kernel keeps of it for itself.
-_ROOM = 200 << 10
+# What fits into a socket's usual room (net.core.wmem_default, rmem_default) with the answers, which take more.
+_ROOM = 24 << 10
 
 
 class Answer(Value):
@@ -95,7 +96,7 @@ class Socket:
         sent = [begin, *messages[:-1], messages[-1].replace(flags=messages[-1].flags | NLM_F_ACK), end]
         data = b"".join(frame(message, first + i) for i, message in enumerate(sent))
         if len(data) > _ROOM:
-            self._socket.setsockopt(SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(data))
+            self._make_room(len(data), len(messages))
         self._send(data)
         failed: dict[int, int] = {}
         while True:
@@ -108,6 +109,14 @@ class Socket:
                     failed[i] = errno
                 if i in (-1, last):
                     return failed
+
+    def _make_room(self, size: int, answers: int) -> None:
+        """Have room for a long request, and for all it asks for failing, which we are told before we read."""
+        try:
+            self._socket.setsockopt(SOL_SOCKET, SO_SNDBUFFORCE, 2 * size)
+            self._socket.setsockopt(SOL_SOCKET, SO_RCVBUFFORCE, 2048 * answers)
+        except PermissionError:
+            return  # Who is root of a user namespace only has to do with what there is.
 
     def dump(self, message: Message) -> list[bytes]:
         """Return the bodies of all messages of a dump, taken again when the kernel's tables changed under it.

@@ -47,7 +47,10 @@ def _run(arguments: tuple[str, ...], text: str, fd: int | None) -> str:
     path = next((path for path in _PLACES if posix.access(path, posix.X_OK)), "")
     if not path:
         raise CniError(spec.INVALID_CONFIG, "conditions for published ports need nft", "install the package nftables")
-    with netns.Inside(fd):
-        status, _, err = process.run(path, ["nft", *arguments], {}, text.encode(), _LIMIT)
+    try:
+        with netns.Inside(fd):
+            status, _, err = process.run(path, ["nft", *arguments], {}, text.encode(), _LIMIT)
+    except OSError as e:
+        raise CniError(spec.KERNEL_REFUSED, f"{path}: {e.strerror}") from None
     said = err.decode("utf-8", "backslashreplace").split("\n")[0].removeprefix("/dev/stdin:")
     return (said or f"exit status {status}") if status else ""

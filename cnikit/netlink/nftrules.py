@@ -6,7 +6,9 @@ A rule is read from left to right: matches, each of which must hold, then what b
 
     SELECTOR [. SELECTOR]... [!=] @SET          iifname . ether saddr != @allowed
     SELECTOR [!=] CONSTANT                      ip daddr != 224.0.0.0/4, ct state established,related
-    accept | drop | return | jump CHAIN | masquerade
+    fib daddr type local
+    meta mark & NUMBER == NUMBER
+    accept | drop | return | jump CHAIN | goto CHAIN | masquerade
     dnat ip|ip6 to SELECTOR [. SELECTOR]... map @SET
     meta mark set meta mark | NUMBER
 
