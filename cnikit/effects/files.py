@@ -8,15 +8,16 @@ from fcntl import LOCK_EX, flock
 from cnikit import spec
 from cnikit.errors import CniError
 
-_MOST = 1 << 20
+_MOST, _AT_ONCE = 1 << 20, 1 << 16
 
 
 def read(path: str) -> bytes:
     """Return what is in a file, a mebibyte at most: nothing we read is as long. Raises OSError."""
     fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        content = b""
-        while len(content) < _MOST and (part := posix.read(fd, _MOST - len(content))):
+        content = part = posix.read(fd, _AT_ONCE)
+        while len(part) == _AT_ONCE and len(content) < _MOST:
+            part = posix.read(fd, _AT_ONCE)
             content += part
         return content
     finally:
