@@ -274,12 +274,13 @@ def is_alive(found: Element, wanted: Element, world: World) -> bool:
 
 
 def taken(wanted: Element, found: Element) -> CniError:
-    """Return the error for a key that another attachment holds."""
-    leads = f", leads to {' . '.join(found.data)}" if found.data else ""
+    """Return the error for a port that another attachment holds."""
+    protocol, *address, number = wanted.key
+    of = f" of {address[0]}" if address and not address[0].endswith("/0") else ""
     return CniError(
         spec.INVALID_CONFIG,
-        f"{' . '.join(wanted.key)} is taken by {shown(found)}",
-        f"{found.set} {' . '.join(found.key)}{leads}; DEL of that attachment frees it",
+        f"runtimeConfig.portMappings: host port {number}/{protocol}{of} is taken by {shown(found)}",
+        f"{found.set} {' . '.join(found.key)} leads to {' . '.join(found.data)}; DEL of that attachment frees it",
     )
 
 

@@ -213,6 +213,14 @@ def test_a_dead_holder_is_replaced(node: Node, first: list[dict[str, Any]], seco
     assert "net1/c1/" not in "".join(ports)
 
 
+def test_a_taken_port_in_words(node: Node) -> None:
+    node.call("ADD", tcp(8080, 80)).result()
+    refused = node.call("ADD", tcp(8080, 81, hostIP="192.0.2.1"), number=1)
+    holder = "container c1 (eth0 of network net1)"
+    assert refused.error() == (7, f"runtimeConfig.portMappings: host port 8080/tcp of 192.0.2.1 is taken by {holder}")
+    assert refused.document["details"] == "ports4 tcp . 8080 leads to 10.11.0.2 . 80; DEL of that attachment frees it"
+
+
 def test_a_holder_whose_interface_another_suite_made_is_never_taken_for_dead(node: Node) -> None:
     link = node.results[0]["interfaces"][1]["name"]
     sh(f"ip link set {link} alias somebody-elses")
