@@ -38,7 +38,7 @@ def masquerade(request: Request, world: World) -> list[Step]:
     if is_there("nat", reference_chain("CNI-", attachment), world):
         from cnikit import iptables
 
-        steps += iptables.masquerade_removal(attachment, _addresses(request))
+        steps += iptables.masquerade_removal(attachment, addresses(request))
     return steps
 
 
@@ -48,7 +48,8 @@ def _comment(attachment: Attachment) -> str:
     return f"{digest(attachment.network)[:16]}-{owner[:16]},"
 
 
-def _addresses(request: Request) -> tuple[IP, ...]:
+def addresses(request: Request) -> tuple[IP, ...]:
+    """Return the addresses prevResult has, none where it is missing or cannot be read: DEL goes on without."""
     try:
         previous = request.prev_result()
     except CniError:

@@ -219,8 +219,7 @@ def _delegated(request: Request, verb: str, faults: list[CniError]) -> None:
 def _check(kind: InterfaceKind, request: Request) -> None:
     conf, previous = kind.parse(request), _previous(request)
     with open_world(request) as world:
-        ends = _found_ends(kind, conf, request, previous)
-        leases = kind.settle(conf, _of_interface(previous, ends.ifname, world))
+        ends, leases = _as_added(kind, conf, request, previous, world)
         if delegate.ipam_type(request):
             if not leases.ips:
                 raise CniError(spec.CHECK_FAILED, f"prevResult.ips: no address is on {ends.ifname}")
@@ -233,9 +232,14 @@ def _check(kind: InterfaceKind, request: Request) -> None:
 def _repair(kind: InterfaceKind, request: Request) -> tuple[str, ...]:
     conf, previous = kind.parse(request), _previous(request)
     with open_world(request) as world:
-        ends = _found_ends(kind, conf, request, previous)
-        leases = kind.settle(conf, _of_interface(previous, ends.ifname, world))
+        ends, leases = _as_added(kind, conf, request, previous, world)
         return mend(kind.plan(conf, leases, ends), world)
+
+
+def _as_added(kind: InterfaceKind, conf: Any, request: Request, previous: Result, world: World) -> tuple[Ends, Result]:
+    """Return from prevResult what the plan of the ADD was made with."""
+    ends = _found_ends(kind, conf, request, previous)
+    return ends, kind.settle(conf, _of_interface(previous, ends.ifname, world))
 
 
 def _previous(request: Request) -> Result:

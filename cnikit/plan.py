@@ -22,7 +22,7 @@ from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cnikit.objects import Refusal, World
 
@@ -71,7 +71,7 @@ def apply(plan: Sequence[Step], world: World) -> None:
     """
     added: list[Object] = []
     try:
-        for steps in _neighbours(plan):
+        for steps in _runs(plan, lambda step: (step.what.where, isinstance(step, Ensure))):
             if isinstance(steps[0], Ensure):
                 for step in steps:
                     _ensure(step.what, world)
@@ -84,14 +84,11 @@ def apply(plan: Sequence[Step], world: World) -> None:
         raise
 
 
-def _neighbours(plan: Sequence[Step]) -> Iterator[list[Step]]:
-    """Split a plan where the namespace changes, and between Ensures and others."""
+def _runs(plan: Iterable[Step], key: Callable[[Step], object]) -> Iterator[list[Step]]:
+    """Split a plan where the key changes."""
     together: list[Step] = []
     for step in plan:
-        if together and (step.what.where, isinstance(step, Ensure)) != (
-            together[0].what.where,
-            isinstance(together[0], Ensure),
-        ):
+        if together and key(step) != key(together[-1]):
             yield together
             together = []
         together.append(step)
@@ -159,25 +156,12 @@ def remove(plan: Iterable[Step], world: World) -> list[CniError]:
     What can be one transaction is; when that fails, each is tried by itself.
     """
     faults: list[CniError] = []
-    for steps in _together(plan):
+    for steps in _runs(plan, lambda step: step.what.transaction or id(step)):
         changes = [Remove(step.what) if isinstance(step, Del) else Make(step.what) for step in steps]
         there = world[steps[0].what.where]
         if len(changes) == 1 or any(there.change(changes)):
             faults += [refused(change, why) for change in changes for why in there.change((change,)) if why]
     return faults
-
-
-def _together(plan: Iterable[Step]) -> Iterator[list[Step]]:
-    """Split a clean-up into what is one transaction, and single steps."""
-    together: list[Step] = []
-    for step in plan:
-        kind = step.what.transaction
-        if together and not (kind and kind == together[0].what.transaction):
-            yield together
-            together = []
-        together.append(step)
-    if together:
-        yield together
 
 
 def mend(plan: Iterable[Step], world: World) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ from cnikit.zones import ZoneSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from cnikit.request import Request
     from cnikit.result import Result
@@ -146,10 +146,9 @@ def plan(conf: Conf, given: Result, comment: str) -> tuple[Step, ...]:
     if conf.admin != ADMIN:
         jump = Rule(f"jump {conf.admin}", f"the administrator's own rules: {conf.admin}")
         steps.append(Ensure(Appended(HOST, "admins", TABLE, jump)))
-    packed = dict.fromkeys(parse_cidr(ip.address)[0] for ip in given.ips)
     containers = [
         Add(member(TABLE, f"containers{4 if len(address) == 4 else 6}", (format_ip(address),), (), comment))
-        for address in packed
+        for address in _packed(given.ips)
     ]
     return (*steps, *_policy(conf, given), *containers)
 
@@ -205,9 +204,13 @@ def _plan(request: Request, world: World) -> list[Step]:
         return [*iptables.firewall(given.ips, conf.admin), *policy]
     native = plan(conf, given, chained.comment(request, world))
     if backend == "firewalld":
-        addresses = dict.fromkeys(parse_cidr(ip.address)[0] for ip in given.ips)
-        return [*native, *(Add(ZoneSource(HOST, conf.zone, _whole(packed))) for packed in addresses)]
+        return [*native, *(Add(ZoneSource(HOST, conf.zone, _whole(packed))) for packed in _packed(given.ips))]
     return [*native, *accepting(world)]
+
+
+def _packed(ips: Iterable[IP]) -> dict[bytes, None]:
+    """Return the addresses, each once."""
+    return dict.fromkeys(parse_cidr(ip.address)[0] for ip in ips)
 
 
 def _whole(packed: bytes) -> str:
@@ -238,20 +241,16 @@ def _delete(request: Request) -> None:
 
 def _addresses(request: Request, elements: list[Del]) -> tuple[IP, ...]:
     """Return the addresses of who goes: on DEL by prevResult, where there is one, and by the elements in any case."""
-    try:
-        given = request.prev_result() if request.verb == "DEL" else None
-    except CniError:
-        given = None
+    given = adopted.addresses(request) if request.verb == "DEL" else ()
     found = [step.what.element.key[0] for step in elements if isinstance(step.what, Member)]
-    return (*(given.ips if given else ()), *(IP(_whole(parse_ip(address))) for address in found))
+    return (*given, *(IP(_whole(parse_ip(address))) for address in found))
 
 
 def _zone_sources(request: Request, addresses: tuple[IP, ...], world: World) -> list[Del]:
     zone = request.config.raw("firewalldZone") or ZONE
     if not addresses or request.config.raw("backend") in ("iptables", "nftables") or not firewalld.is_running():
         return []
-    packed = dict.fromkeys(parse_cidr(ip.address)[0] for ip in addresses)
-    return [Del(ZoneSource(HOST, str(zone), _whole(one))) for one in packed]
+    return [Del(ZoneSource(HOST, str(zone), _whole(packed))) for packed in _packed(addresses)]
 
 
 def _iptables_rules(request: Request, addresses: tuple[IP, ...], world: World) -> Sequence[Step]:

@@ -229,15 +229,12 @@ def _delete(request: Request) -> None:
     with files.Locked(LOCK), World() as world:
         removals = outdated((TABLE,), request, world)
         rules = [*_rules(request, world), *adopted.port_mappings(request, world)]
-        flows = dict.fromkeys(old for step in removals if isinstance(step.what, Member) for old in _of_port(step.what))
-        flows |= dict.fromkeys(_asked_for(request))
+        elements = [step.what.element for step in removals if isinstance(step.what, Member)]
+        led = [old for element in elements for old in hostports.stale_flows(element)]
+        flows = dict.fromkeys([*led, *_asked_for(request)])
         faults = remove([*hostports.given_back(removals, world), *rules, *map(Del, flows)], world)
     if faults:
         raise collected(faults, request.verb)
-
-
-def _of_port(what: Member) -> list[hostports.StaleFlows]:
-    return hostports.stale_flows(what.element)
 
 
 def _asked_for(request: Request) -> list[hostports.StaleFlows]:
