@@ -117,7 +117,12 @@ def _is_optional(what: Object) -> bool:
 
 def _do(steps: list[Step], world: World, added: list[Object]) -> None:
     doing = [(step, change) for step in steps for change in _changes(step, world)]
-    refusals = world[steps[0].what.where].change([change for _, change in doing])
+    try:
+        refusals = world[steps[0].what.where].change([change for _, change in doing])
+    except BaseException:
+        # It cannot be told how far it came.
+        undo([step.what for step in steps if isinstance(step, Add)], world)
+        raise
     failed: list[CniError] = []
     for (step, change), refusal in zip(doing, refusals, strict=False):
         if refusal is None:
@@ -143,10 +148,7 @@ def undo(added: list[Object], world: World) -> list[str]:
     """Take away what was added, last first; return what could not be."""
     left = []
     for what in reversed(added):
-        change = Remove(what)
-        refusal = world[what.where].change((change,))[0]
-        if refusal:
-            left.append(f"not undone: {refused(change, refusal).msg}")
+        left += [f"not undone: {fault.msg}" for fault in _faults((Remove(what),), world)]
     return left
 
 
@@ -158,10 +160,20 @@ def remove(plan: Iterable[Step], world: World) -> list[CniError]:
     faults: list[CniError] = []
     for steps in _runs(plan, lambda step: step.what.transaction or id(step)):
         changes = [Remove(step.what) if isinstance(step, Del) else Make(step.what) for step in steps]
-        there = world[steps[0].what.where]
-        if len(changes) == 1 or any(there.change(changes)):
-            faults += [refused(change, why) for change in changes for why in there.change((change,)) if why]
+        together = _faults(changes, world)
+        if together and len(changes) > 1:
+            together = [fault for change in changes for fault in _faults((change,), world)]
+        faults += together
     return faults
+
+
+def _faults(changes: Sequence[Change], world: World) -> list[CniError]:
+    """Do these, all in one namespace; return what went wrong, the namespace itself included."""
+    try:
+        refusals = world[changes[0].what.where].change(changes)
+    except CniError as e:
+        return [e]
+    return [refused(change, why) for change, why in zip(changes, refusals, strict=False) if why]
 
 
 def mend(plan: Iterable[Step], world: World) -> tuple[str, ...]:

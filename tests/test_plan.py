@@ -90,6 +90,44 @@ def test_what_cannot_be_undone_is_told() -> None:
     assert raised.value.details == "not undone: ip link del veth1: Device or resource busy"
 
 
+@pytest.mark.parametrize("reached", [0, 1, 3, 6])
+def test_what_may_have_been_added_before_the_kernel_was_lost_is_undone(reached: int) -> None:
+    class Lost(FakeWorld):
+        """Where a change is done as far as it goes, and then nobody answers any more."""
+
+        left = reached
+
+        def failing(self, change: object) -> int:
+            if isinstance(change, Make) and change.what in [step.what for step in PLAN[4:]]:
+                self.left -= 1
+                if self.left < 0:
+                    raise CniError(100, "netlink: No buffer space available")
+            return 0
+
+    world = Lost()
+    apply(PLAN[:4], world)
+    before = world.state()
+    with pytest.raises(CniError, match=r"^netlink: No buffer space available$"):
+        apply(PLAN, world)
+    assert world.state() == before
+
+
+def test_a_clean_up_goes_on_where_the_kernel_is_lost() -> None:
+    class Lost(FakeWorld):
+        """Where nobody answers about one link."""
+
+        def failing(self, change: object) -> int:
+            if change == Remove(Device(HOST, "veth1")):
+                raise CniError(100, "netlink: No buffer space available")
+            return 0
+
+    world = Lost()
+    apply(PLAN[:5], world)
+    faults = remove([Del(Device(HOST, "veth1")), Del(Device(HOST, "cni0"))], world)
+    assert [fault.msg for fault in faults] == ["netlink: No buffer space available"]
+    assert world[HOST].link("cni0") is None
+
+
 def test_an_optional_sysctl_may_fail() -> None:
     world = FakeWorld()
     world.fail = {Make(NOTIFY): 30}
