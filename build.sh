@@ -26,9 +26,9 @@ EOF
 # Debian packages, needed for: building, the demo, the tests, all tests, the benchmark.
 build_packages=(python3 python3-venv libpython3 binutils)
 demo_packages=(util-linux iputils-ping nftables)
-test_packages=(util-linux iproute2 nftables iptables iputils-ping git)
+test_packages=(util-linux iproute2 nftables iptables iputils-ping git strace)
 all_packages=(
-    containernetworking-plugins strace dbus-daemon python3-firewall python3-nftables
+    containernetworking-plugins dbus-daemon python3-firewall python3-nftables
     podman runc containerd busybox-static
 )
 bench_packages=(util-linux iproute2 iptables containernetworking-plugins time iperf3)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from cnikit import jsontext, spec
+from cnikit.effects import limit
 from cnikit.errors import CniError
 from cnikit.main import without_bootloader
 
@@ -47,8 +48,12 @@ def run(kind: str, path: Sequence[str], stdin: bytes, variables: Mapping[str, st
 
 
 def _execute(kind: str, file: str, stdin: bytes, environ: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+    # Ours end in half of that by themselves, and say what they waited for.
+    patience = 2 * limit.seconds(environ)
     try:
-        return subprocess.run([file], input=stdin, capture_output=True, env=environ, check=False)
+        return subprocess.run([file], input=stdin, capture_output=True, env=environ, check=False, timeout=patience)
+    except subprocess.TimeoutExpired:
+        raise CniError(spec.TRY_AGAIN, f"{kind}: {file} gave no answer in {patience:g} s and was killed") from None
     except OSError as e:
         raise CniError(spec.IO_FAILURE, f"{kind}: {file} cannot be executed: {e.strerror}") from None
 

@@ -11,6 +11,7 @@ import posix
 import sys
 
 from cnikit import __version__, jsontext, request, result, spec
+from cnikit.effects import limit
 from cnikit.errors import CniError
 from cnikit.value import Value
 
@@ -35,7 +36,8 @@ def main(plugin: Plugin) -> None:
         name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
         for name, value in posix.environ.items()
     }
-    response = respond(plugin, without_bootloader(environ), _read_stdin)
+    response = respond(plugin, without_bootloader(environ), _read_stdin, lambda doing: _give_up(plugin, doing))
+    limit.answer()
     try:
         _write(1, response.stdout)
     except OSError:
@@ -49,8 +51,16 @@ def main(plugin: Plugin) -> None:
     posix._exit(response.status)
 
 
-def respond(plugin: Plugin, environ: Mapping[str, str], read_stdin: Callable[[], bytes]) -> Response:
-    """Serve one call. Never raises: whatever goes wrong becomes an error object."""
+def respond(
+    plugin: Plugin,
+    environ: Mapping[str, str],
+    read_stdin: Callable[[], bytes],
+    give_up: Callable[[str], None] | None = None,
+) -> Response:
+    """Serve one call. Never raises: whatever goes wrong becomes an error object.
+
+    give_up: who answers when the time is over, see limit.start.
+    """
     verb = environ.get("CNI_COMMAND", "")
     if not verb:
         return Response(0, stderr=about(plugin))
@@ -60,6 +70,7 @@ def respond(plugin: Plugin, environ: Mapping[str, str], read_stdin: Callable[[],
         return Response(0, jsontext.encode(versions, indent=None) + "\n")
     version = spec.NEWEST
     try:
+        limit.start(environ, give_up)
         asked = request.parse(environ, read_stdin)
         version = asked.version
         given = plugin.serve(asked)
@@ -89,6 +100,15 @@ def without_bootloader(environ: Mapping[str, str]) -> dict[str, str]:
         if original is not None:
             kept["LD_LIBRARY_PATH"] = original
     return kept
+
+
+def _give_up(plugin: Plugin, doing: str) -> None:
+    error = CniError(
+        spec.TRY_AGAIN,
+        f"{plugin.name}: the time is over, waiting in {doing}",
+        f"{limit.VARIABLE} sets the time, in seconds",
+    )
+    _write(1, jsontext.encode(error.document(spec.NEWEST)))
 
 
 def _internal_error(plugin: Plugin, e: BaseException, version: str) -> Response:

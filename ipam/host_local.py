@@ -40,21 +40,38 @@ A set is of one family, and no two ranges overlap. cniVersion below 0.3.0 has ro
 numbered in the order ipRanges, subnet, ranges; the number is part of a file's name (last_reserved_ip.0). An address
 asked for ("10.1.0.7" or "10.1.0.7/24") must be one that a set may give, and a set gives one.
 
-What is evidence for what: the lease files alone, in the reference's own format. cnikit.effects.leases describes them,
-and the index that makes an ADD and a DEL cost the same among 20,000 leases as among none. To keep an address from being
-given out, leave it outside the ranges, or put a file of its name there that holds, say, "# the printer".
+Leases are files in the reference's own format. cnikit.effects.leases describes them, and the index that makes an ADD
+and a DEL cost the same among 20,000 leases as among none.
+
+A lease whose container cannot exist any more is taken back, without help from the runtime, when a set has no other
+address left, or when just that address is asked for. What is evidence for it is noted beside the lease by ADD:
+
+| evidence | noted, and compared with |
+| --- | --- |
+| it is from before this boot | kernel.random.boot_id |
+| its owner is gone, and 5 minutes have passed since the ADD | |
+| - its network namespace is gone | inode number of CNI_NETNS; no process is in it, and it is mounted nowhere |
+| - and its tag is gone | no link of the host's has the ifalias cni:NETWORK/CONTAINER/IFNAME |
+| it never was a lease | a file that holds no owner, or what is no file |
+
+All that cannot be told counts as alive: a lease that was found without such a note, written by the reference, is noted
+as of this boot and can be told dead after the next one; and in the same boot nobody is told dead from another network
+namespace than his, or by who does not see all processes. Times of files and clocks that can be set prove nothing, so
+none is looked at. An ADD of the same container and interface notes everything anew.
 
 ADD     gives an interface that already holds an address the same one again (nobody DELs after a reboot), and
         releases what it took itself when a later set has none left
 DEL     needs the network's name and dataDir; a fault in the ranges does not keep an address
 CHECK   each set must have an address in prevResult, and the lease of each must be this container's
-GC      removes the leases of all attachments not in cni.dev/valid-attachments; no list at all is refused
-STATUS  code 50 when a set has no address left or no lease can be written
+GC      removes the leases of all attachments not in cni.dev/valid-attachments, and what never was one; no list at all
+        is refused. The list is believed, whatever is alive
+STATUS  code 50 when a set has no address left, not even of the dead, or no lease can be written
 
 Where it differs from the reference: GC and STATUS do their work. A repeated ADD returns the same address ("duplicate
-allocation is not allowed" there). No free address is code 11, a fault in the configuration 7, in CNI_ARGS 4. A gateway
-outside its subnet is refused. Two addresses asked for by one ADD may come from two sets. An empty address file, as a
-crash leaves it, blocks nothing. DEL of an unknown network makes no folder. CHECK looks at prevResult.
+allocation is not allowed" there). Leases end with their containers' lives, where the reference keeps them for ever. No
+free address is code 11, a fault in the configuration 7, in CNI_ARGS 4. A gateway outside its subnet is refused. Two
+addresses asked for by one ADD may come from two sets. An empty address file, as a crash leaves it, blocks nothing. DEL
+of an unknown network makes no folder. CHECK looks at prevResult.
 """
 
 from __future__ import annotations
@@ -63,7 +80,7 @@ import posix
 
 from cnikit import ranges, result, spec
 from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
-from cnikit.effects import leases
+from cnikit.effects import files, leases
 from cnikit.effects.leases import Store
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.main import main
@@ -159,6 +176,7 @@ def gc(request: Request) -> None:
                 store.release(holder, addresses)
             except CniError as e:
                 faults.append(e)
+        store.discard_foreign()
     if faults:
         raise collected(faults, f"GC of network {request.attachment.network}")
 
@@ -170,11 +188,10 @@ def status(request: Request) -> None:
     sets = () if _awaits_ranges(request) else _sets(request)
     if fault := leases.write_fault(folder):
         raise CniError(spec.UNAVAILABLE, f"no lease can be written: {fault}", "ipam.dataDir says where leases are")
-    store = Store(folder)
-    names = store.listing()
+    names = Store(folder).listing()
     for index, range_set in enumerate(sets):
         # To count takes a while, and far fewer files than addresses need no counting.
-        if len(names) >= ranges.size(range_set) and _used(store, names, range_set) == ranges.size(range_set):
+        if len(names) >= ranges.size(range_set) and _is_full(folder, names, range_set, request):
             raise _exhausted(spec.UNAVAILABLE, index, range_set, request)
 
 
@@ -247,8 +264,9 @@ def _read_wanted(text: str, source: str, code: int) -> Wanted:
 
 def _lease(store: Store, request: Request, sets: tuple[RangeSet, ...], wanted: dict[int, Wanted]) -> tuple[IP, ...]:
     container, ifname = request.attachment.container, request.attachment.ifname
-    holder = leases.owner(container, ifname)
-    held = [parse_ip(address) for address in store.find(container, ifname)[1]]
+    holder, note = leases.owner(container, ifname), leases.note(request.netns)
+    former, addresses = store.find(container, ifname)
+    held = [parse_ip(address) for address in addresses]
     ips = []
     new: list[str] = []
     try:
@@ -257,12 +275,14 @@ def _lease(store: Store, request: Request, sets: tuple[RangeSet, ...], wanted: d
             address = _held(held, range_set, one)
             if address is None:
                 address = _free_one(store, index, range_set, one, request)
-                store.reserve(format_ip(address), holder, index)
+                store.reserve(format_ip(address), holder, index, note)
                 new.append(format_ip(address))
             ips.append(_ip(address, range_set))
     except BaseException:
         store.release(holder, tuple(new))
         raise
+    if held:
+        store.renew(former, note)
     return tuple(ips)
 
 
@@ -282,20 +302,27 @@ def _held(held: list[bytes], range_set: RangeSet, wanted: Wanted | None) -> byte
 
 
 def _free_one(store: Store, index: int, range_set: RangeSet, wanted: Wanted | None, request: Request) -> bytes:
-    """Return the address to give: the one asked for, or the next that is free."""
-    if wanted is None:
-        address = _next_free(store, range_set, store.last_reserved(index))
-        if address is None:
-            raise _exhausted(spec.TRY_AGAIN, index, range_set, request)
+    """Return the address to give: the one asked for, or the next that is free, of the living or of the dead."""
+    address = _free(store, index, range_set, wanted)
+    if address is None:
+        store.reclaim(request.attachment.network)
+        address = _free(store, index, range_set, wanted)
+    if address is not None:
         return address
+    if wanted is None:
+        raise _exhausted(spec.TRY_AGAIN, index, range_set, request)
     text = format_ip(wanted.address)
-    if not store.is_free(text):
-        raise CniError(
-            spec.TRY_AGAIN,
-            f"{wanted.source}: {text} is leased to {leases.describe(store.content(text))}",
-            _how_to_free(request),
-        )
-    return wanted.address
+    raise CniError(
+        spec.TRY_AGAIN,
+        f"{wanted.source}: {text} is leased to {leases.describe(store.content(text))}",
+        _how_to_free(request),
+    )
+
+
+def _free(store: Store, index: int, range_set: RangeSet, wanted: Wanted | None) -> bytes | None:
+    if wanted is None:
+        return _next_free(store, range_set, store.last_reserved(index))
+    return wanted.address if store.is_free(format_ip(wanted.address)) else None
 
 
 def _next_free(store: Store, range_set: RangeSet, pointer: bytes | None) -> bytes | None:
@@ -314,10 +341,20 @@ def _next_free(store: Store, range_set: RangeSet, pointer: bytes | None) -> byte
     return None
 
 
-def _used(store: Store, names: list[str], range_set: RangeSet) -> int:
-    return sum(
-        ranges.holds(range_set, parse_ip(name)) and not store.is_free(name) for name in names if leases.is_address(name)
-    )
+def _is_full(folder: str, names: list[str], range_set: RangeSet, request: Request) -> bool:
+    """Tell whether a set has no address left, not even one that an ADD would take back from the dead."""
+    used = set(_used(Store(folder), names, range_set))
+    if len(used) < ranges.size(range_set):
+        return False
+    with Store(folder) as store:
+        reclaimable = store.reclaimable(request.attachment.network).values()
+        free = {address for addresses in reclaimable for address in addresses}
+        return not any(address in free or store.is_free(address) for address in used)
+
+
+def _used(store: Store, names: list[str], range_set: RangeSet) -> list[str]:
+    addresses = (name for name in names if leases.is_address(name) and ranges.holds(range_set, parse_ip(name)))
+    return [address for address in addresses if not store.is_free(address)]
 
 
 def _exhausted(code: int, index: int, range_set: RangeSet, request: Request) -> CniError:
@@ -337,11 +374,8 @@ def _resolv_conf(ipam: Fields) -> DNS:
     if not path:
         return DNS()
     try:
-        fd = posix.open(path, posix.O_RDONLY)
-        try:
-            text = posix.read(fd, 1 << 20).decode("utf-8", "replace")
-        finally:
-            posix.close(fd)
+        # A FIFO must not keep us waiting for its writer.
+        text = files.read(path, posix.O_NONBLOCK).decode("utf-8", "replace")
     except OSError as e:
         raise ipam.invalid("resolvConf", f"{path}: {e.strerror}") from None
     return _parse_resolv_conf(text)

@@ -51,7 +51,7 @@ from __future__ import annotations
 
 from cnikit import adopted, chained, hostports, ownership
 from cnikit.address import format_ip, parse_cidr, parse_ip
-from cnikit.effects import files
+from cnikit.effects import locks
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.hostports import TABLE, Mapping
@@ -217,7 +217,7 @@ def _refuse_family(conf: Conf, addresses: tuple[str, ...]) -> None:
 
 def _add(request: Request) -> Result:
     # From the look at who has a port to its taking, and to its release, nobody else does either.
-    with files.Locked(LOCK), World() as world:
+    with locks.Locked(LOCK), World() as world:
         steps = _plan(request, world)
         # Those whose fault would not be the kernel's to name.
         preflight((step for step in steps if step.what.transaction == "nft"), world)
@@ -226,7 +226,7 @@ def _add(request: Request) -> Result:
 
 
 def _delete(request: Request) -> None:
-    with files.Locked(LOCK), World() as world:
+    with locks.Locked(LOCK), World() as world:
         removals = outdated((TABLE,), request, world)
         rules = [*_rules(request, world), *adopted.port_mappings(request, world)]
         elements = [step.what.element for step in removals if isinstance(step.what, Member)]
@@ -263,7 +263,7 @@ def _status(request: Request) -> None:
 
 
 def _repair(request: Request) -> tuple[str, ...]:
-    with files.Locked(LOCK), World() as world:
+    with locks.Locked(LOCK), World() as world:
         return mend(_plan(request, world), world)
 
 

@@ -122,6 +122,25 @@ def networks(tmp_path: Path) -> Path:
     return tmp_path / "networks"
 
 
+@pytest.fixture
+def hold_lock() -> Iterator[Callable[[Path], subprocess.Popen[bytes]]]:
+    """Have locks held; each call gives the process that holds one, until its stdin ends."""
+    holders: list[subprocess.Popen[bytes]] = []
+
+    def hold(path: Path) -> subprocess.Popen[bytes]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = ["flock", "--no-fork", str(path), "sh", "-c", "echo; exec cat"]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        holders.append(holder)
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        return holder
+
+    yield hold
+    for holder in holders:
+        holder.communicate()
+
+
 def needs_reference() -> Path:
     """Return the folder of the reference's executables; skip the test, and say so, where they are missing."""
     if not (REFERENCE / "bridge").exists():

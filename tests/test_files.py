@@ -1,4 +1,4 @@
-"""Files read whole, and files that are locks."""
+"""Files read whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cnikit.effects import files
-from cnikit.errors import CniError
 
 MEBIBYTE = 1 << 20
 
@@ -30,16 +29,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         files.read(str(tmp_path / "none"))
 
 
-def test_a_lock_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(CniError) as raised, files.Locked(str(tmp_path / "no" / "lock")):
-        pass
-    assert (raised.value.code, raised.value.msg) == (5, f"{tmp_path}/no/lock: No such file or directory")
-
-
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     before = len(os.listdir("/proc/self/fd"))
     files.read(str(tmp_path / "file"))
-    with files.Locked(str(tmp_path / "lock")):
-        pass
     assert len(os.listdir("/proc/self/fd")) == before

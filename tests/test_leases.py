@@ -72,7 +72,9 @@ def write_as_reference(folder: Path, address: str, content: bytes) -> None:
 
 
 def index(folder: Path) -> dict[str, str]:
-    return {name: os.readlink(folder / ".owners" / name) for name in os.listdir(folder / ".owners")}
+    """Return the addresses in the index by owner's hash, without what is noted beside them."""
+    links = {name: os.readlink(folder / ".owners" / name) for name in os.listdir(folder / ".owners")}
+    return {name: target.partition(" ")[0] for name, target in links.items()}
 
 
 def reads_all_files(monkeypatch: pytest.MonkeyPatch, folder: Path, holder: bytes) -> bool:
@@ -474,7 +476,7 @@ def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
     with pytest.raises(CniError) as caught:
         reserve(tmp_path / "networks" / "net", "10.1.0.2", C1)
     assert caught.value.code == spec.IO_FAILURE
-    assert caught.value.msg == f"{tmp_path}/networks/net/lock: Not a directory"
+    assert caught.value.msg == f"{tmp_path}/networks/net: Not a directory"
 
 
 def test_link_to_nowhere_in_the_folders_place_is_an_error(tmp_path: Path) -> None:

@@ -121,10 +121,12 @@ def execute(path: str, kind: str, request: Request) -> result.Result | None:
 
 def _run(path: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes, bytes]:
     # Only for a plugin that is not ours.
-    from cnikit.effects import process
+    from cnikit.effects import limit, process
 
     try:
-        return process.run(path, [path], environ, stdin)
+        return process.run(path, [path], environ, stdin, limit.share())
+    except TimeoutError as e:
+        raise CniError(spec.TRY_AGAIN, f"ipam.type: {path} {e.strerror}") from None
     except OSError as e:
         raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {path} cannot be run: {e.strerror}") from None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import posix
 
 from cnikit import spec
-from cnikit.effects import files, netns, process
+from cnikit.effects import limit, locks, netns, process
 from cnikit.errors import CniError
 from cnikit.iptables import PROGRAMS, Rules, saved, written
 from cnikit.objects import Make, Refusal
@@ -26,9 +26,6 @@ ECANCELED = 125
 LOCK = "/run/cnikit-iptables.lock"
 _FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 _TRIES = 5
-# Seconds: for others to let go of xtables' own lock, which kube-proxy may hold for several; and for a program to end.
-_WAIT = 60
-_LIMIT = 90.0
 
 
 class Iptables:
@@ -59,8 +56,8 @@ class Iptables:
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
         """Do these, those of a family with one iptables-restore. See objects.Namespace.
 
-        When it fails, nothing of that family is done, nor of those after it. Raises CniError (7), before anything is
-        touched, when something is to be made and there is no program to do it with.
+        When it fails, nothing of that family is done, nor of those after it. Before anything is touched CniError is
+        raised: 7 when something is to be made and there is no program to do it with, 11 when the lock is not to be had.
         """
         families: dict[int, list[Change]] = {}
         for change in changes:
@@ -69,17 +66,17 @@ class Iptables:
             for version in families:
                 find(f"{PROGRAMS[version]}{self._variant}-restore")
         faults: dict[int, str] = {}
-        for version, together in families.items():
-            faults[version] = self._settle(version, together)
-            if faults[version]:
-                break
+        with locks.Locked(LOCK):
+            for version, together in families.items():
+                faults[version] = self._settle(version, together)
+                if faults[version]:
+                    break
         return _outcomes(changes, faults)
 
     def _settle(self, version: int, changes: Sequence[Change]) -> str:
         """Do a family's changes; say why they cannot be done, "" when they are."""
         try:
-            with files.Locked(LOCK):
-                return self._try(version, changes)
+            return self._try(version, changes)
         except CniError as e:
             return str(e)
         finally:
@@ -103,7 +100,9 @@ class Iptables:
 
     def _restore(self, version: int, text: str) -> str:
         program = f"{PROGRAMS[version]}{self._variant}-restore"
-        status, _, err = self._run(program, ("--noflush", "-w", str(_WAIT)), text)
+        # xtables has a lock of its own, which kube-proxy may hold for several seconds.
+        patience = max(1, int(limit.share() * 0.9))
+        status, _, err = self._run(program, ("--noflush", "-w", str(patience)), text)
         return _ending(status, err) if status else ""
 
     def _run(self, program: str, arguments: Sequence[str], stdin: str) -> tuple[int, str, str]:
@@ -111,7 +110,7 @@ class Iptables:
         given = stdin.encode("utf-8", "backslashreplace")
         try:
             with netns.Inside(self._fd):
-                status, *said = process.run(path, [program, *arguments], environ, given, _LIMIT)
+                status, *said = process.run(path, [program, *arguments], environ, given, limit.share())
         except OSError as e:
             raise CniError(spec.KERNEL_REFUSED, f"{path}: {e.strerror}") from None
         out, err = (text.decode("utf-8", "backslashreplace") for text in said)
@@ -152,7 +151,7 @@ def has_legacy() -> bool:
     if _found("iptables-legacy-save"):
         return True
     path = _found("iptables")
-    return bool(path) and b"(legacy)" in process.run(path, ["iptables", "-V"], {}, b"", _LIMIT)[1]
+    return bool(path) and b"(legacy)" in process.run(path, ["iptables", "-V"], {}, b"", limit.share())[1]
 
 
 def find(program: str) -> str:

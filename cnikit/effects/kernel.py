@@ -10,7 +10,7 @@ import posix
 
 from cnikit import spec
 from cnikit.address import parse_cidr, parse_mac
-from cnikit.effects import files, netns, sysctl
+from cnikit.effects import files, limit, netns, sysctl
 from cnikit.effects.netlink import NetlinkError, Socket
 from cnikit.errors import CniError
 from cnikit.netlink import rtnetlink
@@ -301,7 +301,7 @@ class Kernel:
     def _wait(self, what: Carrier | Settled, patience: float) -> Refusal | None:
         from time import monotonic, sleep  # reads the machine's time zone, which few calls need
 
-        deadline, pause = monotonic() + patience, 0.0005
+        deadline, pause = monotonic() + min(patience, limit.share()), 0.0005
         while True:
             self._forget(what.name)
             fault = what.fault({what.where: self})

@@ -6,21 +6,26 @@
         10.1.0.3                            before 0.8 of the reference: the containerID alone
         last_reserved_ip.0                  0600, the address range set 0 gave out last
         .owners/                            0700, ours: the index
-            5d0f...c3 -> 10.1.0.2           a link named by the owner's hash that points at its addresses
+            5d0f...c3 -> 10.1.0.2 NOTE      a link named by the owner's hash that points at its addresses
             new                             an address file that is being written
 
 So a node switches over from the reference, and back, in place, even with containers running.
 
 What is a lease. An address file that holds an owner. It is written as `.owners/new` and renamed, so it is there whole
 or not at all. An empty one is what a crash of the reference, or of the machine, left behind: it blocks nothing and is
-cleared away when it is met. A file whose name is no address in canonical form is not ours to read or remove, and one
-that holds something else than an owner keeps its address from being given out and is never removed.
+cleared away when it is met. One that holds something else than an owner, and whatever else there is in the place of a
+file (a link, say, which is never followed), keeps its address until the range has no other left, or until GC. A file
+whose name is no address in canonical form is not ours to read or remove.
 
 The index. The reference reads every file to find those of one container, which takes 110 ms with 20,000 of them. Here
 each owner has one symbolic link in `.owners`, whose name is the BLAKE2s hash of the address file's content and whose
-target is the list "10.1.0.2,2001:db8::2". Nothing is ever at the target: a link is merely a small value that is
-written at once and takes no block on disk. The reference, walking the folder, tries to read them, finds nothing and
-goes on.
+target is the list "10.1.0.2,2001:db8::2", a blank, and a note. Nothing is ever at the target: a link is merely a small
+value that is written at once and mostly takes no block on disk. The reference, walking the folder, tries to read them,
+finds nothing and goes on.
+
+The note is evidence for later, when it is asked whether the container can still exist (cnikit.effects.evidence): what
+note() returns, and behind the last dot the times of the address files, added up. So a note is never taken for that of
+another lease that somebody wrote there since. Leases that were found without one are noted as of this boot.
 
 When the index is valid. After each change, and last, both folders' modification times are set to one and the same
 moment, a second before the change. Whoever then adds or removes a file, the reference, an administrator with rm, or one
@@ -37,13 +42,12 @@ Nothing is flushed to disk (fsync): after a crash of the machine its containers 
 
 from __future__ import annotations
 
-import fcntl
 import posix
 from _blake2 import blake2s
 
 from cnikit import spec
 from cnikit.address import format_ip, parse_ip
-from cnikit.effects import files
+from cnikit.effects import files, locks
 from cnikit.errors import CniError, collected
 
 TYPE_CHECKING = False
@@ -52,6 +56,9 @@ if TYPE_CHECKING:
     from typing import Self
 
 _SECOND = 1_000_000_000  # in ns
+EACCES = 13
+# Nothing that somebody else put there leads elsewhere, or keeps us waiting.
+_OURS = posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
 
 
 def owner(container: str, ifname: str) -> bytes:
@@ -85,7 +92,7 @@ class Store:
     remains missing.
     """
 
-    __slots__ = ("_all", "_create", "_index", "_lock", "_sound", "folder")
+    __slots__ = ("_all", "_create", "_foreign", "_index", "_lock", "_notes", "_sound", "folder")
 
     def __init__(self, folder: str, create: bool = False) -> None:
         self.folder = folder
@@ -94,12 +101,14 @@ class Store:
         self._lock = -1
         self._sound = False  # the index agrees with the address files
         self._all: dict[bytes, tuple[str, ...]] | None = None  # addresses by owner, once all files were read
+        self._notes: dict[bytes, str] = {}  # what the index says beside the addresses, as far as it was read
+        self._foreign: list[str] = []  # what is no lease, in the place of one, once all files were read
 
     def __enter__(self) -> Self:
         try:
             self._lock = self._open_lock()
             if self._lock >= 0:
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                locks.lock(self._lock, f"{self.folder}/lock")
                 self._sound = self._is_stamped()
         except OSError as e:
             raise self._fault(e) from None
@@ -112,15 +121,22 @@ class Store:
             raise self._fault(e) from e
 
     def _open_lock(self) -> int:
-        # Mode and flags are the reference's.
-        path, flags = f"{self.folder}/lock", posix.O_CREAT | posix.O_RDONLY
+        """Return the lock file's descriptor, -1 when there is no folder and none is to be made."""
         try:
-            return posix.open(path, flags, 0o750)
+            return self._open_there()
         except FileNotFoundError:
             if not self._create:
                 return -1
         make_folder(self.folder)
-        return posix.open(path, flags, 0o750)
+        return self._open_there()
+
+    def _open_there(self) -> int:
+        # Who owns the folder, or the link in its place, says what our files are.
+        owned = posix.lstat(self.folder)
+        if owned.st_uid not in (0, posix.geteuid()):
+            raise PermissionError(EACCES, f"belongs to user {owned.st_uid}", self.folder)
+        # Mode and flags are the reference's, and no link is followed.
+        return posix.open(f"{self.folder}/lock", posix.O_CREAT | posix.O_RDONLY | _OURS, 0o750)
 
     def _fault(self, e: OSError) -> CniError:
         path = e.filename or self.folder
@@ -152,7 +168,7 @@ class Store:
             self._all = self._read_all() if self._lock >= 0 else {}
         return self._all
 
-    def reserve(self, address: str, owner: bytes, set_index: int) -> None:
+    def reserve(self, address: str, owner: bytes, set_index: int, note: str = "") -> None:
         """Write the lease of a free address, and that it is the one range set set_index gave last.
 
         Raises OSError, and then there is no lease.
@@ -162,7 +178,11 @@ class Store:
         _write(new, owner)
         _overwrite(self._pointer(set_index), address.encode())
         posix.rename(new, f"{self.folder}/{address}")
-        self._record(owner, (*before, address))
+        self._record(owner, (*before, address), note)
+
+    def renew(self, owner: bytes, note: str) -> None:
+        """Note anew of whom these leases are: the attachment was made again."""
+        self._record(owner, self.addresses_of(owner), note)
 
     def release(self, owner: bytes, addresses: tuple[str, ...]) -> None:
         """Remove leases of this owner. None there is fine. Raises CniError with all that could not be removed."""
@@ -180,17 +200,40 @@ class Store:
         if faults:
             raise collected(faults, f"releasing the addresses of {describe(owner)}")
 
+    def reclaimable(self, network: str) -> dict[bytes, tuple[str, ...]]:
+        """Return addresses by owner: those of containers that cannot exist any more, and by b"" what is no lease."""
+        from cnikit.effects import evidence
+
+        held = self.leases()
+        noted = [(owner, _tag(network, owner), self._notes.get(owner, "")) for owner in held]
+        gone = {owner: held[owner] for owner in evidence.extinct(noted, note(""))}
+        return {**gone, b"": tuple(self._foreign)} if self._foreign else gone
+
+    def reclaim(self, network: str) -> None:
+        """Remove what is reclaimable."""
+        for owner, addresses in self.reclaimable(network).items():
+            if owner:
+                self.release(owner, addresses)
+        self.discard_foreign()
+
+    def discard_foreign(self) -> None:
+        """Remove what is no lease from the places of leases, as far as it can be."""
+        self.leases()
+        for name in self._foreign:
+            self._clear_away(name)
+        self._foreign = []
+
     def is_free(self, address: str) -> bool:
         """Tell whether there is no file for the address, or an empty one."""
         try:
-            return posix.stat(f"{self.folder}/{address}").st_size == 0
+            return posix.lstat(f"{self.folder}/{address}").st_size == 0
         except FileNotFoundError:
             return True
 
     def content(self, address: str) -> bytes | None:
         """Return the address file's content without white space around it, None when it cannot be read."""
         try:
-            return files.read(f"{self.folder}/{address}").strip()
+            return files.read(f"{self.folder}/{address}", _OURS).strip()
         except OSError:
             return None
 
@@ -217,60 +260,90 @@ class Store:
             content = self.content(name)
             if content == b"":
                 self._clear_away(name)
-            elif content is not None and split(content)[0]:
+            elif content and split(content)[0]:
                 found[content] = (*found.get(content, ()), name)
+            elif content or self._is_something_else(name):
+                self._foreign.append(name)
         self._rebuild(found)
         return found
 
-    def _clear_away(self, name: str) -> None:
+    def _is_something_else(self, name: str) -> bool:
+        """Tell whether what is there is no regular file, which might be read another time."""
         try:
-            _remove(f"{self.folder}/{name}")
+            return posix.lstat(f"{self.folder}/{name}").st_mode & 0o170000 != 0o100000
         except OSError:
-            return  # It blocks nothing.
+            return False
+
+    def _clear_away(self, name: str) -> None:
+        path = f"{self.folder}/{name}"
+        try:
+            _remove(path)
+        except OSError:
+            try:
+                posix.rmdir(path)
+            except OSError:
+                return  # A folder with something in it keeps its place.
 
     def _indexed(self, owner: bytes) -> tuple[str, ...] | None:
         """Return what the index says, None when it cannot be trusted."""
         if not self._sound:
             return None
         try:
-            addresses = tuple(posix.readlink(self._link(owner)).split(","))
+            addresses, self._notes[owner], _ = _read_link(self._link(owner))
         except FileNotFoundError:
             return ()
         return addresses if all(self.content(address) == owner for address in addresses) else None
 
     def _rebuild(self, found: dict[bytes, tuple[str, ...]]) -> None:
-        wanted = {self._link(owner): ",".join(addresses) for owner, addresses in found.items()}
+        """Make the index anew; what was noted of leases that are as they were stays."""
+        wanted = {self._link(owner): owner for owner in found}
         try:
             try:
                 posix.mkdir(self._index, 0o700)
             except FileExistsError:
                 for name in posix.listdir(self._index):
                     path = f"{self._index}/{name}"
-                    if path in wanted and posix.readlink(path) == wanted[path]:
+                    if path in wanted and self._is_current(path, wanted[path], found):
                         del wanted[path]
                     else:
                         posix.unlink(path)
-            for path, addresses in wanted.items():
-                posix.symlink(addresses, path)
+            seen = note("")
+            for path, owner in wanted.items():
+                self._notes[owner] = seen
+                posix.symlink(self._target(found[owner], seen), path)
             self._stamp()
             self._sound = True
         except OSError:
             self._sound = False
 
-    def _record(self, owner: bytes, addresses: tuple[str, ...]) -> None:
-        """Note in the index what the folder now holds of this owner."""
+    def _is_current(self, path: str, owner: bytes, found: dict[bytes, tuple[str, ...]]) -> bool:
+        addresses, self._notes[owner], times = _read_link(path)
+        return addresses == found[owner] and times == self._times(addresses)
+
+    def _record(self, owner: bytes, addresses: tuple[str, ...], note: str = "") -> None:
+        """Note in the index what the folder now holds of this owner; without a new note the old one stays."""
         if self._all is not None:
             self._all[owner] = addresses
+        if note:
+            self._notes[owner] = note
         if not self._sound:
             return
         path = self._link(owner)
         try:
             _remove(path)
             if addresses:
-                posix.symlink(",".join(addresses), path)
+                posix.symlink(self._target(addresses, self._notes.get(owner, "")), path)
             self._stamp()
         except OSError:
             self._sound = False
+
+    def _target(self, addresses: tuple[str, ...], note: str) -> str:
+        return f"{','.join(addresses)} {note}.{self._times(addresses)}"
+
+    def _times(self, addresses: tuple[str, ...]) -> str:
+        """Return what is another number when one of the files was written anew."""
+        times = (posix.lstat(f"{self.folder}/{address}").st_mtime_ns for address in addresses)
+        return f"{sum(times) & 0xFFFFFFFF:x}"
 
     def _link(self, owner: bytes) -> str:
         return f"{self._index}/{blake2s(owner, digest_size=16).hexdigest()}"
@@ -286,6 +359,39 @@ class Store:
         except FileNotFoundError:
             return False
         return posix.stat(self.folder).st_mtime_ns == index.st_mtime_ns != index.st_ctime_ns
+
+
+def note(netns: str) -> str:
+    """Return BOOT.HOST.NETNS.SINCE for a container's namespace, as cnikit.effects.evidence reads it; "" without /proc.
+
+    In hex: the beginning of the boot's id, the inode numbers of this process's network namespace and of the
+    container's (0 when it is none), and the seconds since boot, which no change of the clock moves.
+    """
+    try:
+        boot, uptime = files.read("/proc/sys/kernel/random/boot_id"), files.read("/proc/uptime")
+        here = posix.stat("/proc/thread-self/ns/net")
+    except OSError:
+        return ""
+    try:
+        there = posix.stat(netns)
+        inside = there.st_ino if there.st_dev == here.st_dev else 0
+    except (OSError, ValueError):
+        inside = 0
+    return f"{boot[:8].decode()}.{here.st_ino:x}.{inside:x}.{int(uptime.partition(b'.')[0]):x}"
+
+
+def _read_link(path: str) -> tuple[tuple[str, ...], str, str]:
+    """Return addresses, note and the files' times of an entry of the index. Raises OSError."""
+    addresses, _, rest = posix.readlink(path).partition(" ")
+    noted, _, times = rest.rpartition(".")
+    return tuple(addresses.split(",")), noted, times
+
+
+def _tag(network: str, owner: bytes) -> str:
+    from cnikit import ownership
+    from cnikit.request import Attachment
+
+    return ownership.tag(Attachment(network, *split(owner)))
 
 
 def is_address(name: str) -> bool:
@@ -348,7 +454,7 @@ def _remove(path: str) -> None:
 
 
 def _write(path: str, content: bytes) -> None:
-    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY | posix.O_TRUNC, 0o600)
+    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY | posix.O_TRUNC | _OURS, 0o600)
     try:
         posix.write(fd, content)
     finally:
@@ -357,7 +463,7 @@ def _write(path: str, content: bytes) -> None:
 
 def _overwrite(path: str, content: bytes) -> None:
     # ext4 begins to flush a file to disk when it was first cut to nothing, which takes longer than all the rest.
-    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY, 0o600)
+    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY | _OURS, 0o600)
     try:
         posix.write(fd, content)
         posix.ftruncate(fd, len(content))

@@ -6,7 +6,7 @@ import posix
 
 from cnikit import spec
 from cnikit.conditions import Conditional
-from cnikit.effects import netns, process
+from cnikit.effects import limit, netns, process
 from cnikit.errors import CniError
 from cnikit.objects import Refusal, Remove
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cnikit.objects import Change
 
 _PLACES = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft")
-_LIMIT = 10.0  # seconds
 
 
 def change(changes: Sequence[Change], fd: int | None, ruleset: Nftables) -> list[Refusal | None]:
@@ -49,7 +48,7 @@ def _run(arguments: tuple[str, ...], text: str, fd: int | None) -> str:
         raise CniError(spec.INVALID_CONFIG, "conditions for published ports need nft", "install the package nftables")
     try:
         with netns.Inside(fd):
-            status, _, err = process.run(path, ["nft", *arguments], {}, text.encode(), _LIMIT)
+            status, _, err = process.run(path, ["nft", *arguments], {}, text.encode(), limit.share())
     except OSError as e:
         raise CniError(spec.KERNEL_REFUSED, f"{path}: {e.strerror}") from None
     said = err.decode("utf-8", "backslashreplace").split("\n")[0].removeprefix("/dev/stdin:")

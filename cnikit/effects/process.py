@@ -16,11 +16,11 @@ _BUSY_PAUSE = 0.2  # seconds
 
 
 def run(
-    path: str, arguments: list[str], environ: Mapping[str, str], stdin: bytes, limit: float | None = None
+    path: str, arguments: list[str], environ: Mapping[str, str], stdin: bytes, limit: float
 ) -> tuple[int, bytes, bytes]:
     """Run an executable; return exit status (negative: the signal), stdout and stderr.
 
-    arguments: its own name is the first. limit: seconds after which it is killed, None for none.
+    arguments: its own name is the first. limit: seconds after which it is killed.
     All three streams are memory files: nothing can deadlock, and a process the program leaves behind holds nobody up.
     Raises OSError where it cannot be run, TimeoutError where it had to be killed.
     """
@@ -31,7 +31,7 @@ def run(
         _fill(streams[0], stdin)
         actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
         pid = _spawn(path, arguments, environ, actions)
-        status = posix.waitpid(pid, 0)[1] if limit is None else _wait(pid, limit)
+        status = _wait(pid, limit)
         return posix.waitstatus_to_exitcode(status), _content(streams[1]), _content(streams[2])
     finally:
         for fd in streams:
@@ -61,7 +61,7 @@ def _wait(pid: int, limit: float) -> int:
         pause = min(pause * 1.25, 0.02)
     posix.kill(pid, SIGKILL)
     posix.waitpid(pid, 0)
-    raise TimeoutError(ETIMEDOUT, f"gave no answer in {limit:g} s")
+    raise TimeoutError(ETIMEDOUT, f"gave no answer in {limit:.3g} s")
 
 
 def _fill(fd: int, data: bytes) -> None:

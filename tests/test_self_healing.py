@@ -1,0 +1,484 @@
+"""Leases of containers that cannot exist any more come back without help from the runtime; those of the living never.
+
+What is evidence is written in host-local's docstring. A reboot, and time passing, are pretended by other files in the
+places of /proc's; network namespaces, processes, mounts and links are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnikit import ownership, spec
+from cnikit.effects import evidence, leases, netns
+from cnikit.ipam import host_local
+from cnikit.request import Attachment
+from tests.conftest import BUILT, Call, sh
+from tests.test_leases import lease_files, write_as_reference
+
+DAY = 86400
+SMALL = {"subnet": "10.1.0.0/29"}  # .1 is the gateway; .2 to .6 are for giving
+
+
+@pytest.fixture(autouse=True)
+def _all_processes_are_seen() -> None:
+    if evidence.namespaces() is None:
+        pytest.skip("not all processes of the machine are to be seen from here, so nobody can be told dead")
+
+
+@pytest.fixture
+def folder(networks: Path) -> Path:
+    return networks / "net"
+
+
+class Machine:
+    """The machine, as /proc describes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._boot, self._uptime = folder / "boot_id", folder / "uptime"
+        self._boots = 0
+        self.reboot()
+        for file, place in ((self._boot, "/proc/sys/kernel/random/boot_id"), (self._uptime, "/proc/uptime")):
+            sh(f"mount --bind {file} {place}")
+
+    def reboot(self) -> None:
+        """Be another boot from here on."""
+        self._boots += 1
+        self._boot.write_text(f"{self._boots:08x}-1111-2222-3333-444444444444\n")
+        self.runs_for(1000)
+
+    def runs_for(self, seconds: int) -> None:
+        """Be that many seconds old."""
+        self._uptime.write_text(f"{seconds}.25 1.00\n")
+
+    def close(self) -> None:
+        """Be the machine it was."""
+        sh("umount /proc/uptime && umount /proc/sys/kernel/random/boot_id")
+
+
+@pytest.fixture
+def machine(host: str, tmp_path: Path) -> Iterator[Machine]:
+    assert host
+    pretended = Machine(tmp_path)
+    yield pretended
+    pretended.close()
+
+
+def config(networks: Path, subnet: dict[str, str] | None = None) -> dict[str, Any]:
+    ipam = {"type": "host-local", "dataDir": str(networks), "ranges": [[subnet or SMALL]]}
+    return {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipam": ipam}
+
+
+def call(verb: str, networks: Path, container: str, path: str = "", **environ: str) -> Call:
+    return Call(
+        host_local.PLUGIN,
+        verb,
+        config(networks),
+        **{"CNI_CONTAINERID": container, "CNI_NETNS": path or "/none", **environ},
+    )
+
+
+def add(networks: Path, container: str, path: str = "", **environ: str) -> str:
+    """Return the address an ADD gives."""
+    address: str = call("ADD", networks, container, path, **environ).result()["ips"][0]["address"]
+    return address.partition("/")[0]
+
+
+def fill(networks: Path, paths: list[str]) -> None:
+    """Give c1 to c5 all there is; as many as have a path have a namespace."""
+    for number in range(1, 6):
+        add(networks, f"c{number}", paths[number - 1] if number <= len(paths) else "")
+
+
+def refused(networks: Path, container: str = "late") -> bool:
+    """Tell whether an ADD finds no address, and STATUS says so too."""
+    code = call("ADD", networks, container).error()[0]
+    assert call("STATUS", networks, container).error()[0] == spec.UNAVAILABLE
+    return code == spec.TRY_AGAIN
+
+
+def holders(folder: Path) -> set[str]:
+    return {leases.split(content)[0] for content in lease_files(folder).values()}
+
+
+ALL = {"c1", "c2", "c3", "c4", "c5"}
+
+
+# The boot
+
+
+def test_after_a_reboot_all_addresses_are_to_be_had(machine: Machine, networks: Path, folder: Path) -> None:
+    fill(networks, [])
+    assert refused(networks)
+    machine.reboot()
+    assert call("STATUS", networks, "c6").succeeded()
+    assert holders(folder) == ALL, "a look changes nothing"
+    assert add(networks, "c6") == "10.1.0.2"
+    assert holders(folder) == {"c6"}
+
+
+def test_as_long_as_others_are_free_a_dead_lease_rests(machine: Machine, networks: Path, folder: Path) -> None:
+    add(networks, "c1")
+    machine.reboot()
+    assert [add(networks, f"d{i}") for i in range(4)] == ["10.1.0.3", "10.1.0.4", "10.1.0.5", "10.1.0.6"]
+    assert "c1" in holders(folder)
+    assert add(networks, "d5") == "10.1.0.2"
+
+
+def test_a_container_that_is_started_again_keeps_its_address(machine: Machine, networks: Path, folder: Path) -> None:
+    fill(networks, [])
+    machine.reboot()
+    assert add(networks, "c3") == "10.1.0.4"
+    add(networks, "c6")
+    assert holders(folder) == {"c3", "c6"}
+
+
+def test_an_address_of_the_dead_is_given_to_who_asks_for_it(machine: Machine, networks: Path) -> None:
+    add(networks, "c1")
+    answer = call("ADD", networks, "c2", CNI_ARGS="IP=10.1.0.2")
+    assert answer.error() == (spec.TRY_AGAIN, "CNI_ARGS: IP: 10.1.0.2 is leased to container c1 eth0")
+    machine.reboot()
+    assert add(networks, "c2", CNI_ARGS="IP=10.1.0.2") == "10.1.0.2"
+
+
+def test_ten_thousand_dead_leases(machine: Machine, networks: Path, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    addresses = [f"10.1.{number // 256}.{number % 256}" for number in range(2, 10_002)]
+    for number, address in enumerate(addresses):
+        (folder / address).write_bytes(b"d%d\r\neth0" % number)
+    subnet = {"subnet": "10.1.0.0/16", "rangeEnd": addresses[-1]}
+    full = Call(host_local.PLUGIN, "ADD", config(networks, subnet), CNI_NETNS="/none")
+    assert full.error()[0] == spec.TRY_AGAIN, "found in this boot, they may be alive"
+    assert len(lease_files(folder)) == 10_000
+    machine.reboot()
+    given = Call(host_local.PLUGIN, "ADD", config(networks, subnet), CNI_NETNS="/none").result()
+    assert given["ips"][0]["address"] == "10.1.0.2/16"
+    assert lease_files(folder) == {"10.1.0.2": b"c1\r\neth0"}
+    assert len(os.listdir(folder / ".owners")) == 1
+
+
+# The owner
+
+
+@contextmanager
+def _nothing(path: str) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _a_process_in_it(path: str) -> Iterator[None]:
+    with subprocess.Popen(["nsenter", f"--net={path}", "sleep", "1000"], stdin=subprocess.DEVNULL) as process:
+        while os.stat(f"/proc/{process.pid}/ns/net").st_ino != os.stat(path).st_ino:
+            pass
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _a_mount_elsewhere(path: str) -> Iterator[None]:
+    other = Path("/run/elsewhere")
+    other.touch()
+    sh(f"mount --bind {path} {other}")
+    yield
+    sh(f"umount {other} && rm {other}")
+
+
+@contextmanager
+def _a_mount_in_another_mount_namespace(path: str) -> Iterator[None]:
+    other = Path("/run/elsewhere")
+    other.touch()
+    script = f"mount --bind {path} {other}; echo; exec sleep 1000"
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _a_tagged_link(path: str) -> Iterator[None]:
+    tag = ownership.tag(Attachment("net", "c1", "eth0"))
+    sh(f"ip link add name1 type veth peer name2 && ip link set name1 alias {tag}")
+    yield
+    sh("ip link del name1")
+
+
+@contextmanager
+def _an_untagged_link(path: str) -> Iterator[None]:
+    sh("ip link add name1 type veth peer name2 && ip link set name1 alias cni:net/c9/eth0")
+    yield
+    sh("ip link del name1")
+
+
+@pytest.mark.parametrize(
+    ("sign", "passed", "lives"),
+    [
+        pytest.param(_nothing, evidence.GRACE + 1, False, id="no sign of life"),
+        pytest.param(_an_untagged_link, evidence.GRACE + 1, False, id="somebody else's link"),
+        pytest.param(_nothing, evidence.GRACE, True, id="within the grace period"),
+        pytest.param(_a_process_in_it, DAY, True, id="a process in the namespace"),
+        pytest.param(_a_mount_elsewhere, DAY, True, id="mounted elsewhere"),
+        pytest.param(_a_mount_in_another_mount_namespace, DAY, True, id="mounted in another mount namespace"),
+        pytest.param(_a_tagged_link, DAY, True, id="a tagged link"),
+    ],
+)
+def test_a_lease_whose_namespace_is_removed(
+    machine: Machine,
+    networks: Path,
+    folder: Path,
+    new_container: Callable[[], str],
+    sign: Callable[[str], Any],
+    passed: int,
+    lives: bool,
+) -> None:
+    path = new_container()
+    fill(networks, [path])
+    with sign(path):
+        sh(f"ip netns del {os.path.basename(path)}")
+        machine.runs_for(1000 + passed)
+        if lives:
+            assert refused(networks)
+            assert holders(folder) == ALL
+        else:
+            assert add(networks, "late") == "10.1.0.2"
+            assert holders(folder) == ALL - {"c1"} | {"late"}
+
+
+def test_of_the_living_none_is_taken_whatever_time_passes(
+    machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str]
+) -> None:
+    fill(networks, [new_container() for _ in range(5)])
+    machine.runs_for(1000 * DAY)
+    assert refused(networks)
+    assert holders(folder) == ALL
+
+
+def test_from_another_network_namespace_nobody_is_told_dead(
+    machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str]
+) -> None:
+    path, elsewhere = new_container(), new_container()
+    fill(networks, [path])
+    sh(f"ip netns del {os.path.basename(path)}")
+    machine.runs_for(DAY)
+    fd = netns.open_netns(elsewhere)
+    with netns.Inside(fd):
+        assert refused(networks)
+    os.close(fd)
+    assert holders(folder) == ALL
+
+
+@pytest.mark.parametrize("path", ["", "/none", "/etc/passwd"], ids=["none", "not there", "no namespace"])
+def test_without_a_namespace_there_is_nothing_to_miss(
+    machine: Machine, networks: Path, folder: Path, path: str
+) -> None:
+    fill(networks, [path] * 5)
+    machine.runs_for(DAY)
+    assert refused(networks)
+    assert holders(folder) == ALL
+
+
+def test_who_does_not_see_all_processes_tells_nobody_dead(tmp_path: Path) -> None:
+    assert evidence.namespaces(str(tmp_path / "none")) is None
+    (tmp_path / "self" / "ns").mkdir(parents=True)
+    (tmp_path / "self" / "ns" / "pid").touch()
+    assert evidence.namespaces(str(tmp_path)) is None, "another PID namespace than the first"
+
+
+def test_the_namespaces_there_are(host: str, container: str) -> None:
+    found = evidence.namespaces()
+    assert found is not None
+    assert {os.stat(path).st_ino for path in (host, container, "/proc/self/ns/net")} <= found
+    sh(f"ip netns del {os.path.basename(container)}")
+    inode = os.stat(host).st_ino
+    assert inode in (evidence.namespaces() or ())
+
+
+# What was not written by us, or not whole
+
+
+def test_leases_of_the_reference_live_until_the_next_boot(machine: Machine, networks: Path, folder: Path) -> None:
+    for number in range(1, 6):
+        write_as_reference(folder, f"10.1.0.{number + 1}", b"c%d\r\neth0" % number)
+    assert refused(networks)
+    machine.runs_for(1000 * DAY)
+    assert refused(networks)
+    machine.reboot()
+    assert add(networks, "c6") == "10.1.0.2"
+
+
+def test_a_lease_that_the_reference_wrote_in_this_boot_is_not_that_of_the_one_before(
+    machine: Machine, networks: Path, folder: Path
+) -> None:
+    fill(networks, [])
+    machine.reboot()
+    for address in ("10.1.0.2", "10.1.0.3"):  # DEL and ADD by the reference: the same owner, the same address
+        content = (folder / address).read_bytes()
+        (folder / address).unlink()
+        write_as_reference(folder, address, content)
+    assert add(networks, "c6") == "10.1.0.4"
+    assert holders(folder) == {"c1", "c2", "c6"}
+
+
+def _link(place: Path) -> None:
+    place.symlink_to("/etc/passwd")
+
+
+def _fifo(place: Path) -> None:
+    os.mkfifo(place)
+
+
+FOREIGN: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda place: place.write_bytes(b""),
+    "white space": lambda place: place.write_bytes(b"\r\n"),
+    "no owner": lambda place: place.write_bytes(b"# the printer"),
+    "no text": lambda place: place.write_bytes(b"\xff\xfe\x00"),
+    "a mebibyte": lambda place: place.write_bytes(b"\n/" * (1 << 19)),
+    "a link": _link,
+    "a FIFO": _fifo,
+    "a folder": lambda place: place.mkdir(),
+}
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("verb", ["ADD", "GC"])
+def test_what_is_no_lease_blocks_no_address(
+    machine: Machine, networks: Path, folder: Path, verb: str, make: Callable[[Path], Any]
+) -> None:
+    assert machine
+    for number in range(1, 5):
+        add(networks, f"c{number}")
+    make(folder / "10.1.0.6")
+    if verb == "GC":
+        valid = [{"containerID": f"c{number}", "ifname": "eth0"} for number in range(1, 5)]
+        conf = {**config(networks), "cni.dev/valid-attachments": valid}
+        assert Call(host_local.PLUGIN, "GC", conf).succeeded()
+        assert not os.path.lexists(folder / "10.1.0.6")
+    assert call("STATUS", networks, "c5").succeeded()
+    assert add(networks, "c5") == "10.1.0.6"
+    assert Path("/etc/passwd").read_text().startswith("root:")
+
+
+def test_a_folder_with_something_in_it_keeps_its_place(machine: Machine, networks: Path, folder: Path) -> None:
+    assert machine
+    for number in range(1, 5):
+        add(networks, f"c{number}")
+    (folder / "10.1.0.6" / "something").mkdir(parents=True)
+    assert call("ADD", networks, "c5").error()[0] == spec.TRY_AGAIN
+    assert (folder / "10.1.0.6" / "something").is_dir()
+
+
+@pytest.mark.parametrize("content", [b"c", b"c5", b"c5\r\n", b"c5\r\ne"])
+def test_a_truncated_lease_lives_until_the_next_boot(
+    machine: Machine, networks: Path, folder: Path, content: bytes
+) -> None:
+    for number in range(1, 5):
+        add(networks, f"c{number}")
+    write_as_reference(folder, "10.1.0.6", content)
+    assert refused(networks)
+    machine.reboot()
+    add(networks, "late")
+    assert holders(folder) == {"late"}
+
+
+@pytest.mark.parametrize(
+    "rubbish", ["", "x", "....", "1.2.3.4", "00000001.g.1.1", "00000001.1.1", "00000001.1.1.1.1", "é" * 60]
+)
+def test_a_note_that_is_none_is_no_evidence(machine: Machine, networks: Path, folder: Path, rubbish: str) -> None:
+    fill(networks, [])
+    for path in (folder / ".owners").iterdir():
+        addresses = os.readlink(path).partition(" ")[0]
+        path.unlink()
+        path.symlink_to(f"{addresses} {rubbish}")
+    machine.runs_for(DAY)
+    assert refused(networks)
+    assert holders(folder) == ALL
+
+
+# Clocks that jump
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    jumps=st.lists(st.tuples(st.integers(0, 7), st.integers(-50 * 365 * DAY, 50 * 365 * DAY)), min_size=1, max_size=12)
+)
+def test_whatever_times_files_have_the_living_keep_their_addresses(
+    tmp_path_factory: pytest.TempPathFactory, jumps: list[tuple[int, int]]
+) -> None:
+    networks = tmp_path_factory.mktemp("networks")
+    folder = networks / "net"
+    fill(networks, ["/proc/self/ns/net"] * 5)
+    given_first = lease_files(folder)
+    paths = [folder, folder / ".owners", folder / "last_reserved_ip.0", *sorted(folder.glob("10.*"))]
+    for which, seconds in jumps:
+        moment = max(0, 1_800_000_000 + seconds)
+        os.utime(paths[which], (moment, moment))
+        assert refused(networks)
+    assert lease_files(folder) == given_first
+    for number in range(1, 6):
+        assert add(networks, f"c{number}", "/proc/self/ns/net") == f"10.1.0.{number + 1}"
+
+
+@pytest.mark.parametrize("years", [-30, 30])
+def test_whatever_times_files_have_a_reboot_frees_the_dead(
+    machine: Machine, networks: Path, folder: Path, years: int
+) -> None:
+    fill(networks, [])
+    moment = 1_800_000_000 + years * 365 * DAY
+    machine.reboot()
+    os.utime(folder, (moment, moment))  # as by a change while the clock was wrong
+    assert add(networks, "c6") == "10.1.0.2"
+    assert holders(folder) == {"c6"}
+
+
+# The executables
+
+
+@pytest.mark.parametrize("healed", ["reboot", "owner"])
+def test_the_built_executables_heal_too(
+    machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str], healed: str
+) -> None:
+    conf = {**config(networks), "bridge": "cni0", "isGateway": True}
+
+    def attach(container: str, path: str) -> subprocess.CompletedProcess[bytes]:
+        environ = {
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": container,
+            "CNI_IFNAME": "eth0",
+            "CNI_NETNS": path,
+            "CNI_PATH": str(BUILT),
+        }
+        return subprocess.run(
+            [BUILT / "bridge"], input=json.dumps(conf).encode(), env=environ, capture_output=True, check=False
+        )
+
+    paths = [new_container() for _ in range(5)]
+    for number, path in enumerate(paths, 1):
+        assert attach(f"c{number}", path).returncode == 0
+    late = new_container()
+    assert b'"code": 11' in attach("late", late).stdout
+    sh(f"ip netns del {os.path.basename(paths[2])}")
+    if healed == "owner":
+        machine.runs_for(1000 + evidence.GRACE)
+        assert b'"code": 11' in attach("late", late).stdout
+        machine.runs_for(1001 + evidence.GRACE)
+        assert b"10.1.0.4/29" in attach("late", late).stdout
+        assert holders(folder) == ALL - {"c3"} | {"late"}
+    else:
+        sh("ip link del cni0")
+        machine.reboot()
+        assert b"10.1.0.2/29" in attach("late", late).stdout
+        assert holders(folder) == {"late"}
