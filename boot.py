@@ -33,7 +33,7 @@ class Held:
         if name in extensions:
             return ModuleSpec(name, Held, origin=f"{sys.prefix}/{extensions[name]}")
         if modules and name.startswith("cnikit."):
-            return ModuleSpec(name, Held)
+            return ModuleSpec(name, Held, is_package=posix.access(f"{sys.prefix}/{place(name)}", posix.F_OK))
         if sys.meta_path[-1] is Held:
             complete()  # puts the importer for files behind this one, where it is asked next
         return None
@@ -49,8 +49,14 @@ class Held:
         if module.__spec__.origin:
             _imp.exec_dynamic(module)
         else:
-            code = read(f"{module.__name__.replace('.', '/')}.pyc")[16:]  # behind the header
+            package = module.__spec__.submodule_search_locations is not None
+            code = read(f"{place(module.__name__)}{'/__init__' if package else ''}.pyc")[16:]  # behind the header
             exec(marshal.loads(code), module.__dict__)
+
+
+def place(name):
+    """Return where in the runtime folder a module is, without what is behind the dot, or a package."""
+    return name.replace(".", "/")
 
 
 def read(name):

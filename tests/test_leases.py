@@ -486,6 +486,80 @@ def test_link_to_nowhere_in_the_folders_place_is_an_error(tmp_path: Path) -> Non
     assert caught.value.code == spec.IO_FAILURE
 
 
+# What somebody else put there
+
+
+def test_folders_are_0755_whatever_the_umask(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        reserve(tmp_path / "a" / "b" / "net", "10.1.0.2", C1)
+    finally:
+        os.umask(umask)
+    modes = {path: (tmp_path / path).stat().st_mode & 0o777 for path in ("a", "a/b", "a/b/net", "a/b/net/.owners")}
+    assert modes == {"a": 0o755, "a/b": 0o755, "a/b/net": 0o755, "a/b/net/.owners": 0o700}
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("lock", True),
+        ("last_reserved_ip.0", True),
+        (".owners", False),
+        (".owners/new", False),
+        ("10.1.0.2", False),
+        ("10.1.0.3", False),
+    ],
+)
+def test_no_link_is_followed(folder: Path, tmp_path: Path, name: str, refused: bool) -> None:
+    reserve(folder, "10.1.0.9", C2)
+    elsewhere = tmp_path / "elsewhere"
+    if name == ".owners":
+        elsewhere.mkdir()
+        (elsewhere / "file").write_text("precious")
+        _remove_index(folder)
+    else:
+        elsewhere.write_text("c1\r\neth0")
+        (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(elsewhere)
+    before = sorted(path.read_text() for path in (elsewhere, *elsewhere.glob("*")) if path.is_file())
+    if refused:
+        with pytest.raises(CniError, match=rf"/{name}: Too many levels of symbolic links "):
+            reserve(folder, "10.1.0.2", C1)
+        assert not (folder / "10.1.0.2").exists()
+    else:
+        reserve(folder, "10.1.0.2", C1)
+        release(folder, "c2")
+        assert lease_files(folder)["10.1.0.2"] == C1
+        assert not (folder / "10.1.0.9").exists()
+    assert sorted(path.read_text() for path in (elsewhere, *elsewhere.glob("*")) if path.is_file()) == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_of_somebody_elses_is_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder.parent.mkdir()
+    if kind == "folder":
+        folder.mkdir()
+    else:
+        folder.symlink_to(tmp_path / "elsewhere")
+    try:
+        os.chown(folder, 4711, 4711, follow_symlinks=False)
+    except OSError as e:
+        pytest.skip(f"another user's folder cannot be made here: {e.strerror}")
+    with pytest.raises(CniError) as raised:
+        reserve(folder, "10.1.0.2", C1)
+    assert (raised.value.code, raised.value.msg) == (spec.IO_FAILURE, f"{folder}: belongs to user 4711")
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_a_link_of_the_administrators_is_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder.parent.mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    reserve(folder, "10.1.0.2", C1)
+    assert (tmp_path / "elsewhere" / "10.1.0.2").read_bytes() == C1
+
+
 # Whether a lease could be written
 
 

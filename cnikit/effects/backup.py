@@ -73,7 +73,7 @@ def paths(folder: str) -> list[str]:
 def load(path: str) -> Backup | None:
     """Return what a file holds, None when there is none or it is no backup. Raises CniError (5)."""
     try:
-        content = files.read(path)
+        content = files.read(path, files.OWN)
     except OSError as e:
         if e.errno in (ENOENT, ENOTDIR, ENAMETOOLONG):
             return None
@@ -161,7 +161,7 @@ def _encoded(backup: Backup) -> bytes:
 
 
 def _write(path: str, content: bytes) -> None:
-    flags = posix.O_CREAT | posix.O_WRONLY | posix.O_TRUNC | posix.O_CLOEXEC
+    flags = posix.O_CREAT | posix.O_WRONLY | posix.O_TRUNC | files.OWN
     try:
         fd = posix.open(path, flags, 0o600)
     except FileNotFoundError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import posix
 
+# For files of our own: what somebody else put in their place leads nowhere, and keeps nobody waiting.
+OWN = posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
+
 _AT_ONCE = 1 << 16
 
 

@@ -52,13 +52,12 @@ from cnikit.errors import CniError, collected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from os import stat_result
     from types import TracebackType
     from typing import Self
 
 _SECOND = 1_000_000_000  # in ns
 EACCES = 13
-# Nothing that somebody else put there leads elsewhere, or keeps us waiting.
-_OURS = posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
 
 
 def owner(container: str, ifname: str) -> bytes:
@@ -136,7 +135,7 @@ class Store:
         if owned.st_uid not in (0, posix.geteuid()):
             raise PermissionError(EACCES, f"belongs to user {owned.st_uid}", self.folder)
         # Mode and flags are the reference's, and no link is followed.
-        return posix.open(f"{self.folder}/lock", posix.O_CREAT | posix.O_RDONLY | _OURS, 0o750)
+        return posix.open(f"{self.folder}/lock", posix.O_CREAT | posix.O_RDONLY | files.OWN, 0o750)
 
     def _fault(self, e: OSError) -> CniError:
         path = e.filename or self.folder
@@ -233,7 +232,7 @@ class Store:
     def content(self, address: str) -> bytes | None:
         """Return the address file's content without white space around it, None when it cannot be read."""
         try:
-            return files.read(f"{self.folder}/{address}", _OURS).strip()
+            return files.read(f"{self.folder}/{address}", files.OWN).strip()
         except OSError:
             return None
 
@@ -298,15 +297,12 @@ class Store:
         """Make the index anew; what was noted of leases that are as they were stays."""
         wanted = {self._link(owner): owner for owner in found}
         try:
-            try:
-                posix.mkdir(self._index, 0o700)
-            except FileExistsError:
-                for name in posix.listdir(self._index):
-                    path = f"{self._index}/{name}"
-                    if path in wanted and self._is_current(path, wanted[path], found):
-                        del wanted[path]
-                    else:
-                        posix.unlink(path)
+            for name in self._entries():
+                path = f"{self._index}/{name}"
+                if path in wanted and self._is_current(path, wanted[path], found):
+                    del wanted[path]
+                else:
+                    posix.unlink(path)
             seen = note("")
             for path, owner in wanted.items():
                 self._notes[owner] = seen
@@ -315,6 +311,17 @@ class Store:
             self._sound = True
         except OSError:
             self._sound = False
+
+    def _entries(self) -> list[str]:
+        """Return the names in the index; make it where there is none, or something else in its place."""
+        try:
+            posix.mkdir(self._index, 0o700)
+        except FileExistsError:
+            if _is_folder(posix.lstat(self._index)):
+                return posix.listdir(self._index)
+            posix.unlink(self._index)
+            posix.mkdir(self._index, 0o700)
+        return []
 
     def _is_current(self, path: str, owner: bytes, found: dict[bytes, tuple[str, ...]]) -> bool:
         addresses, self._notes[owner], times = _read_link(path)
@@ -355,10 +362,14 @@ class Store:
 
     def _is_stamped(self) -> bool:
         try:
-            index = posix.stat(self._index)
+            index = posix.lstat(self._index)
         except FileNotFoundError:
             return False
-        return posix.stat(self.folder).st_mtime_ns == index.st_mtime_ns != index.st_ctime_ns
+        return _is_folder(index) and posix.stat(self.folder).st_mtime_ns == index.st_mtime_ns != index.st_ctime_ns
+
+
+def _is_folder(status: stat_result) -> bool:
+    return status.st_mode & 0o170000 == 0o040000
 
 
 def note(netns: str) -> str:
@@ -454,7 +465,7 @@ def _remove(path: str) -> None:
 
 
 def _write(path: str, content: bytes) -> None:
-    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY | posix.O_TRUNC | _OURS, 0o600)
+    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY | posix.O_TRUNC | files.OWN, 0o600)
     try:
         posix.write(fd, content)
     finally:
@@ -463,7 +474,7 @@ def _write(path: str, content: bytes) -> None:
 
 def _overwrite(path: str, content: bytes) -> None:
     # ext4 begins to flush a file to disk when it was first cut to nothing, which takes longer than all the rest.
-    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY | _OURS, 0o600)
+    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY | files.OWN, 0o600)
     try:
         posix.write(fd, content)
         posix.ftruncate(fd, len(content))
