@@ -2,14 +2,14 @@
 
 The cache is libcni's, file for file, so that either can delete what the other added: FOLDER/results holds a file
 NETWORK-CONTAINER-IFNAME for each attachment. Since all three may contain hyphens, two attachments can share a file
-name; what the file says counts, and an entry of another attachment is never taken for one's own.
+name; what the file says counts, and an entry of another attachment is never taken for one's own. An entry is written
+as .NETWORK-CONTAINER-IFNAME, and then renamed.
 """
 
 from __future__ import annotations
 
 import base64
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,13 +108,14 @@ class Cache:
     def forget(self, network: str, attachment: Attachment) -> None:
         """Remove an entry; none there is fine."""
         file = self._file(network, attachment)
-        cached = _read(file)
-        if cached and not cached.is_of(network, attachment):
-            return
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as e:
-            raise CniError(spec.IO_FAILURE, f"{file}: {e.strerror}", "the cached result cannot be removed") from None
+        for one in (_new(file), file):
+            cached = _read(one)
+            if cached and not cached.is_of(network, attachment):
+                continue
+            try:
+                one.unlink(missing_ok=True)
+            except OSError as e:
+                raise CniError(spec.IO_FAILURE, f"{one}: {e.strerror}", "the cached result cannot be removed") from None
 
     def _file(self, network: str, attachment: Attachment) -> Path:
         return self._results / f"{network}-{attachment.container}-{attachment.ifname}"
@@ -126,7 +127,7 @@ class Cache:
             names = []
         except OSError as e:
             raise CniError(spec.IO_FAILURE, f"{self._results}: {e.strerror}") from None
-        return (self._results / name for name in names)
+        return (self._results / name for name in names if not name.startswith("."))
 
 
 def _document(network: Network, attachment: Attachment, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,15 +187,21 @@ def _object(f: Fields, key: str) -> dict[str, Any]:
     return dict(f.raw(key) or {})
 
 
+def _new(file: Path) -> Path:
+    """Return where an entry is written: there is one such place, so that nothing piles up when writers are killed."""
+    return file.with_name(f".{file.name}")
+
+
 def _replace(file: Path, data: bytes) -> None:
     """Put data in a file's place, on disk before the name is."""
-    handle, temporary = tempfile.mkstemp(prefix=".", dir=file.parent)
+    new = _new(file)
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
-        os.replace(temporary, file)
+        os.replace(new, file)
     except BaseException:
-        os.unlink(temporary)
+        os.unlink(new)
         raise

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +85,45 @@ def test_a_failed_write_is_told_and_leaves_no_temporary_file(tmp_path: Path, cac
         cache.store(NETWORK, FULL, RESULT)
     assert error.value.code == 5
     assert [file.name for file in (tmp_path / "results").iterdir()] == ["net1-c1-eth0"]
+
+
+@pytest.mark.parametrize("last", ["open", "fsync", "replace"])
+def test_a_writer_that_is_killed_leaves_one_file_that_is_no_entry(tmp_path: Path, cache: Cache, last: str) -> None:
+    """The next one writes it anew, and who forgets the entry removes it."""
+    results = tmp_path / "results"
+    for _ in range(2):
+        assert _killed_behind(last, lambda: cache.store(NETWORK, FULL, RESULT))
+        if last == "replace":
+            assert [file.name for file in results.iterdir()] == ["net1-c1-eth0"]
+            continue
+        assert [file.name for file in results.iterdir()] == [".net1-c1-eth0"]
+        assert (cache.find("net1", FULL), cache.holder(FULL), cache.of("net1"), cache.broken("net1")) == (
+            *(None, None),
+            *((), ()),
+        )
+    cache.forget("net1", FULL)
+    assert list(results.iterdir()) == []
+    assert _killed_behind(last, lambda: cache.store(NETWORK, FULL, RESULT))
+    cache.store(NETWORK, FULL, RESULT)
+    assert [file.name for file in results.iterdir()] == ["net1-c1-eth0"]
+
+
+def _killed_behind(call: str, work: Callable[[], None]) -> bool:
+    """Do work in a process that is killed behind its first call of a function of os; tell whether it came to it."""
+    pid = os.fork()
+    if pid == 0:
+        do = getattr(os, call)
+
+        def do_and_die(*given: object, **named: object) -> None:
+            do(*given, **named)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(os, call, do_and_die)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
 
 
 @pytest.mark.parametrize(
