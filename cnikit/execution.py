@@ -25,14 +25,16 @@ def find(kind: str, path: Sequence[str]) -> str:
     )
 
 
-def run(kind: str, path: Sequence[str], stdin: bytes, variables: Mapping[str, str]) -> bytes:
-    """Run a plugin and return what it prints. CNI_* variables not given are empty.
+def run(
+    kind: str, path: Sequence[str], stdin: bytes, variables: Mapping[str, str], kept_open: Sequence[int] = ()
+) -> bytes:
+    """Run a plugin and return what it prints. CNI_* variables not given are empty; it has the descriptors kept_open.
 
     Its stderr is relayed, unless it failed without an error object: then it is part of the error. Raises CniError,
     the message beginning with the plugin's type, with the code the plugin gave.
     """
     environ = {**without_bootloader(os.environ), **dict.fromkeys(spec.VARIABLES, ""), **variables}
-    process = _execute(kind, find(kind, path), stdin, environ)
+    process = _execute(kind, find(kind, path), stdin, environ, kept_open)
     stderr = process.stderr.decode("utf-8", "backslashreplace")
     if process.returncode == 0:
         sys.stderr.write(stderr)
@@ -47,11 +49,21 @@ def run(kind: str, path: Sequence[str], stdin: bytes, variables: Mapping[str, st
     )
 
 
-def _execute(kind: str, file: str, stdin: bytes, environ: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+def _execute(
+    kind: str, file: str, stdin: bytes, environ: Mapping[str, str], kept_open: Sequence[int]
+) -> subprocess.CompletedProcess[bytes]:
     # Ours end in half of that by themselves, and say what they waited for.
     patience = 2 * limit.seconds(environ)
     try:
-        return subprocess.run([file], input=stdin, capture_output=True, env=environ, check=False, timeout=patience)
+        return subprocess.run(
+            [file],
+            input=stdin,
+            capture_output=True,
+            env=environ,
+            check=False,
+            pass_fds=tuple(kept_open),
+            timeout=patience,
+        )
     except subprocess.TimeoutExpired:
         raise CniError(spec.TRY_AGAIN, f"{kind}: {file} gave no answer in {patience:g} s and was killed") from None
     except OSError as e:

@@ -11,8 +11,9 @@
     runtime.delete(network, web)
 
 Every verb raises CniError with the code its plugin gave, the plugin's type at the head of the message. As the
-specification wants it, the caller must not run two verbs for one container at the same time, nor GC of a network
-beside anything else on that network. Source: specification sections 2 and 3; repair is this library's own.
+specification wants it, two verbs of one container are never run at the same time, nor GC of a network beside anything
+else on it: all runtimes with the same cache, in whatever process, wait for each other (cnikit.exclusion). libcni does
+not wait. Source: specification sections 2 and 3; repair is this library's own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from cnikit.attachments import DEFAULT_FOLDER, Attachment, Cache, Cached
 from cnikit.effects import netns
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_environment
+from cnikit.exclusion import PATIENCE, Exclusion
 from cnikit.fields import Fields
 from cnikit.main import without_bootloader
 from cnikit.networks import Network, Plugin
@@ -62,11 +64,17 @@ class Repaired:
 
 
 class Runtime:
-    """Runs networks' plugins, looked up in the folders of path, and keeps results in the folder cache."""
+    """Runs networks' plugins, looked up in the folders of path, and keeps results in the folder cache.
 
-    def __init__(self, path: Sequence[str | Path], cache: str | Path = DEFAULT_FOLDER) -> None:
+    A verb that has to wait for another one longer than patience (seconds) is refused with code 11.
+    """
+
+    def __init__(
+        self, path: Sequence[str | Path], cache: str | Path = DEFAULT_FOLDER, patience: float = PATIENCE
+    ) -> None:
         self.path = tuple(map(str, path))
         self.cache = Cache(cache)
+        self._exclusion = Exclusion(Path(cache) / "locks", patience)
 
     def add(self, network: Network, attachment: Attachment) -> Added:
         """Attach a container's interface to a network.
@@ -75,9 +83,14 @@ class Runtime:
         with that stands in the error's __notes__. Refused before anything is run (code 4): an interface that the
         cache shows to be attached already, whose clean-up would take away what is there.
         """
-        self._refuse_second(attachment)
-        for plugin in network.plugins:
-            execution.find(plugin.type, self.path)
+        with self._exclusion.beside_others(network.name, attachment.container):
+            self._refuse_second(attachment)
+            for plugin in network.plugins:
+                execution.find(plugin.type, self.path)
+            document = self._attach(network, attachment)
+        return Added(_parsed(document, network.version), document)
+
+    def _attach(self, network: Network, attachment: Attachment) -> dict[str, Any]:
         document: dict[str, Any] = {}
         ran: list[Plugin] = []
         try:
@@ -89,13 +102,17 @@ class Runtime:
             for fault in self._undo(network, ran, attachment, document):
                 e.add_note(f"clean-up: {fault}")
             raise
-        return Added(_parsed(document, network.version), document)
+        return document
 
     def delete(self, network: Network, attachment: Attachment) -> None:
         """Detach: DEL in reverse order, which ends at the first error so that it can be repeated.
 
         An attachment that was never added is no error. Arguments and capabilities left out are those of its ADD.
         """
+        with self._exclusion.beside_others(network.name, attachment.container):
+            self._detach(network, attachment)
+
+    def _detach(self, network: Network, attachment: Attachment) -> None:
         cached = self.cache.find(network.name, attachment)
         attachment, previous = _recalled(attachment, cached), _previous_result(network, cached)
         for plugin in reversed(network.plugins):
@@ -112,9 +129,10 @@ class Runtime:
             return
         if why := network.declines("CHECK"):
             raise CniError(spec.INCOMPATIBLE_VERSION, f"{network.name} cannot be checked", why)
-        attachment, previous = self._as_added(network, attachment)
-        for plugin in network.plugins:
-            self._run("CHECK", network, plugin, attachment, previous)
+        with self._exclusion.beside_others(network.name, attachment.container):
+            attachment, previous = self._as_added(network, attachment)
+            for plugin in network.plugins:
+                self._run("CHECK", network, plugin, attachment, previous)
 
     def repair(self, network: Network, attachments: Iterable[Attachment] | None = None) -> tuple[Repaired, ...]:
         """Put back what was taken from attachments behind the plugins' back: a flush of the host's ruleset does that.
@@ -122,30 +140,42 @@ class Runtime:
         attachments are all that the cache knows, where none are given. No interface is touched. This suite's plugins
         do it inside this process and are then asked for CHECK, unless the network disables that; another suite's are
         asked for CHECK only. All are gone through, whatever fails, and what became of each is returned, in order;
-        an attachment whose namespace is gone is left alone. Nothing may be added to or deleted from the network
-        meanwhile. Raises CniError (code 1) for a network that is too old for CHECK.
+        an attachment whose namespace is gone is left alone. It begins when nothing else runs on the network: what an
+        ADD makes meanwhile may have been taken away, and is not cached yet. After that others may run beside it.
+        Raises CniError (code 1) for a network that is too old for CHECK.
         """
         since = spec.SINCE["CHECK"]
         if not spec.at_least(network.version, since):
             why = f"cniVersion is {network.version}, plugins are told what they did since {since}"
             raise CniError(spec.INCOMPATIBLE_VERSION, f"{network.name} cannot be repaired", why)
-        chosen = self.attachments(network) if attachments is None else attachments
-        return tuple(repaired for attachment in chosen for repaired in self._repair(network, attachment))
+        with self._exclusion.alone(network.name):
+            chosen = self.attachments(network) if attachments is None else tuple(attachments)
+        return tuple(
+            repaired
+            for attachment in chosen
+            for repaired in self._repair(network, attachment, known=attachments is None)
+        )
 
-    def gc(self, network: Network, keep: Iterable[Attachment]) -> None:
+    def gc(self, network: Network, keep: Iterable[Attachment] | Callable[[], Iterable[Attachment]]) -> None:
         """Free everything of the network but what belongs to the attachments in keep.
 
         Cached attachments that are not kept get DEL, then every plugin gets GC, whatever failed before; all faults
         come as one error. A network that disables GC is left alone; one older than GC (1.1.0) gets the DELs only.
+        keep may be a function, which is called when nothing else runs on the network: who is alive is known then.
         """
         if network.disable_gc:
             return
+        with self._exclusion.alone(network.name):
+            self._free(network, keep() if callable(keep) else keep)
+
+    def _free(self, network: Network, keep: Iterable[Attachment]) -> None:
         kept = [attachment.key for attachment in keep]
         stale = [attachment for attachment in self.attachments(network) if attachment.key not in kept]
         faults = []
         for attachment in stale:
             try:
-                self.delete(network, attachment)
+                with self._exclusion.of_container(attachment.container):
+                    self._detach(network, attachment)
             except CniError as e:
                 faults.append(CniError(e.code, f"DEL of {'/'.join(attachment.key)}: {e.msg}", e.details))
         faults += [] if network.declines("GC") else self._gc(network, kept)
@@ -190,15 +220,19 @@ class Runtime:
             )
         return attachment, previous
 
-    def _repair(self, network: Network, attachment: Attachment) -> list[Repaired]:
+    def _repair(self, network: Network, attachment: Attachment, known: bool) -> list[Repaired]:
+        """Repair one attachment. Nothing became of one that was known, and was deleted since."""
         try:
-            attachment, previous = self._as_added(network, attachment)
-            _find_interface(attachment, _parsed(previous, network.version))
+            with self._exclusion.beside_others(network.name, attachment.container):
+                if known and not self.cache.find(network.name, attachment):
+                    return []
+                attachment, previous = self._as_added(network, attachment)
+                _find_interface(attachment, _parsed(previous, network.version))
+                return [self._repair_share(network, plugin, attachment, previous) for plugin in network.plugins]
         except FileNotFoundError:
             return [Repaired(attachment, left_alone=f"{attachment.netns} is gone")]
         except CniError as e:
             return [Repaired(attachment, fault=e)]
-        return [self._repair_share(network, plugin, attachment, previous) for plugin in network.plugins]
 
     def _repair_share(
         self, network: Network, plugin: Plugin, attachment: Attachment, previous: Mapping[str, Any]
@@ -290,6 +324,7 @@ class Runtime:
             self.path,
             jsontext.encode(config, indent=None).encode(),
             {"CNI_COMMAND": verb, "CNI_PATH": ":".join(self.path), **(variables or {})},
+            self._exclusion.held(),
         )
 
 

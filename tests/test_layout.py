@@ -26,6 +26,7 @@ EFFECTFUL = (
     "cnikit.main",
     "cnikit.flow",
     "cnikit.chained",
+    "cnikit.exclusion",
     "cnikit.execution",
     "cnikit.networks",
     "cnikit.attachments",

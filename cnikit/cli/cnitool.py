@@ -47,8 +47,9 @@ rules. What is still attached must be told to the plugins:
   --keep ...        only what is named
   --all             nothing: everything is freed, live addresses too
 
-The Go cnitool passes no list at all, which is --all without asking. Nothing may be
-added to or deleted from the network meanwhile.
+The Go cnitool passes no list at all, which is --all without asking. It waits until
+no other cnitool runs on the network. Other runtimes do not wait for each other: with
+them nothing may be added to or deleted from the network meanwhile.
 """
 
 
@@ -62,7 +63,8 @@ cached results; CNI_IFNAME, CNI_ARGS and CAP_ARGS do not count.
 
 CNI has no verb for it, so it is done here and not by the plugins' executables. Another
 suite's plugins are named and left alone. Then CHECK tells what is still not as it should
-be, and the status is 1. Nothing may be added to or deleted from the network meanwhile.
+be, and the status is 1. cnitool may run on the network meanwhile. Other runtimes do not
+wait for each other: what one of them adds meanwhile may need another repair.
 """
 
 
@@ -131,7 +133,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _repair(options: argparse.Namespace) -> None:
     network, runtime = _network(options), _runtime(options)
-    chosen = _chosen(options, runtime.attachments(network))
+    chosen = _chosen(options, runtime.attachments(network)) if options.netns is not None else None
     repaired = runtime.repair(network, chosen)
     for done in repaired:
         if done.restored:
@@ -146,16 +148,14 @@ def _repair(options: argparse.Namespace) -> None:
             first.add_note(str(other))
         raise first
     if not any(done.restored for done in repaired):
-        print("nothing was missing" if chosen else "nothing to repair: no attachment is cached")
+        print("nothing was missing" if repaired else "nothing to repair: no attachment is cached")
 
 
 def _gc(options: argparse.Namespace) -> None:
-    keep = [_kept(text) for text in options.keep or ()]
+    named = [_kept(text) for text in options.keep or ()]
     network, runtime = _network(options), _runtime(options)
-    if not (keep or options.all):
-        keep = _all_cached(network, runtime)
     _say_declined(options, network)
-    runtime.gc(network, keep)
+    runtime.gc(network, named if named or options.all else lambda: _all_cached(network, runtime))
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -305,9 +305,7 @@ def _all_cached(network: Network, runtime: Runtime) -> list[Attachment]:
 
 
 def _chosen(options: argparse.Namespace, known: Sequence[Attachment]) -> list[Attachment]:
-    """Return the attachments to repair: all, or those in the namespace that was named."""
-    if options.netns is None:
-        return list(known)
+    """Return the attachments to repair: those in the namespace that was named."""
     netns = _named_netns(options)
     _must_exist(netns)
     chosen = [attachment for attachment in known if _is_same(attachment.netns, netns)]
