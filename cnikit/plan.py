@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 EEXIST, ECANCELED = 17, 125
 
+# How often what is shared is made when somebody takes it away again: by flushing the ruleset, say.
+_TRIES = 3
+
 
 class Step(Value):
     """A verb and its object."""
@@ -97,16 +100,18 @@ def _runs(plan: Iterable[Step], key: Callable[[Step], object]) -> Iterator[list[
 
 
 def _ensure(what: Object, world: World) -> None:
-    if not what.fault(world):
-        return
-    _refuse_conflict(what, world)
-    changes = what.changes(world)
-    for change, refusal in zip(changes, world[what.where].change(changes), strict=False):
-        # Somebody else may have made it since we looked.
-        if refusal and refusal.errno != EEXIST:
-            raise refused(change, refusal)
-    _refuse_conflict(what, world)
-    fault = "" if _is_optional(what) else what.fault(world)
+    fault = what.fault(world)
+    for _ in range(_TRIES):
+        if not fault:
+            return
+        _refuse_conflict(what, world)
+        changes = what.changes(world)
+        for change, refusal in zip(changes, world[what.where].change(changes), strict=False):
+            # Somebody else may have made it since we looked.
+            if refusal and refusal.errno != EEXIST:
+                raise refused(change, refusal)
+        _refuse_conflict(what, world)
+        fault = "" if _is_optional(what) else what.fault(world)
     if fault:
         raise CniError(spec.KERNEL_REFUSED, f"{what.command()}: was done, and yet {fault}")
 

@@ -8,7 +8,7 @@ from cnikit.netlink.nftables import Element, Table, encoded
 from cnikit.objects import Change, Refusal, Remove
 from cnikit.ruleset import Appended, Member, Ruleset
 
-ENOENT, EEXIST, ECANCELED = 2, 17, 125
+EEXIST, ECANCELED = 17, 125
 
 
 class FakeNftables:
@@ -73,7 +73,8 @@ class FakeNftables:
                 held.pop(what.element.key, None)
             return 0
         if held is None:
-            return ENOENT
+            self._make(what.table)
+            held = self.held[what.table.family, what.table.name, what.name]
         if what.element.key in held:
             return EEXIST
         held[what.element.key] = what.element

@@ -21,7 +21,7 @@ from cnikit.ruleset import Appended, Member, Ruleset, member
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
-EEXIST, ENOENT, ECANCELED = 17, 2, 125
+EEXIST, ECANCELED = 17, 125
 TAG = "cni:net1/c1/eth0"
 TABLES = {table.name: table for table in (masquerade.TABLE, macspoofchk.TABLE, hostports.TABLE, firewall.TABLE)}
 WORDS = {
@@ -200,7 +200,6 @@ def test_a_table_is_made_once_and_again(world: World | FakeWorld, name: str) -> 
 
 
 def test_elements(world: World | FakeWorld) -> None:
-    assert make(world, PORT) == [ENOENT]
     assert world[HOST].element(hostports.TABLE, PORT.element) is None
     assert world[HOST].elements(hostports.TABLE, "cni:") == []
     assert make(world, PORTMAP, PORT, OTHER, RANGE) == [0, 0, 0, 0]
@@ -232,6 +231,15 @@ def test_what_is_gone_already_is_left_out(world: World | FakeWorld) -> None:
     assert take(world, OTHER, PORT, OTHER, RANGE) == [0, 0, 0, 0]
     assert world[HOST].elements(hostports.TABLE, "cni:") == []
     assert take(world, PORT) == [0]
+
+
+def test_a_table_that_is_gone_is_made_with_its_elements(world: World | FakeWorld) -> None:
+    """The ruleset may be flushed between a look at the table and the elements."""
+    bridges = member(firewall.TABLE, "confined", ("br1",), (), "ingressPolicy")
+    assert take(world, OTHER) == [0]
+    assert make(world, PORT, bridges, RANGE) == [0, 0, 0]
+    assert [what.fault(world) for what in (PORTMAP, PORT, RANGE)] == ["", "", ""]
+    assert Ruleset(HOST, "cnikit_firewall", firewall.TABLE).fault(world) == ""
 
 
 def test_a_large_transaction(world: World | FakeWorld) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from cnikit.errors import CniError
@@ -12,10 +14,12 @@ from cnikit.objects import (
     Alias,
     Bridge,
     Carrier,
+    Change,
     Device,
     Gateway,
     Make,
     Port,
+    Refusal,
     Remove,
     Route,
     Sysctl,
@@ -58,6 +62,29 @@ def test_what_is_shared_is_made_once() -> None:
     world.log.clear()
     apply(PLAN[:4], world)
     assert world.log == []
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_what_is_shared_is_made_again_when_it_is_taken_away(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """A flush of the ruleset does that to tables, at any time."""
+    world = FakeWorld()
+    taken: list[object] = []
+    change = world[HOST].change
+
+    def change_in_vain(changes: Sequence[Change]) -> list[Refusal | None]:
+        outcomes = change(changes)
+        if len(taken) < times:
+            taken.append(world[HOST].present.pop("cni0"))
+        return outcomes
+
+    monkeypatch.setattr(world[HOST], "change", change_in_vain)
+    if times < 3:
+        apply(PLAN[:1], world)
+        assert verify(PLAN[:1], world) == []
+    else:
+        with pytest.raises(CniError, match="was done, and yet bridge cni0 is gone"):
+            apply(PLAN[:1], world)
+    assert len(taken) == times
 
 
 @pytest.mark.parametrize("step", UNSHARED, ids=lambda step: type(step.what).__name__)

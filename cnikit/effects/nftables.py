@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from cnikit.effects.netlink import NETLINK_NETFILTER, NetlinkError, Socket
 from cnikit.netlink import nftables
-from cnikit.objects import Refusal, Remove
+from cnikit.objects import HOST, Make, Refusal, Remove
 from cnikit.ruleset import Appended, Foreign, Member, Ruleset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from cnikit.netlink.codec import Message
     from cnikit.netlink.nftables import Element, Table
@@ -72,12 +72,20 @@ class Nftables:
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
         """Do these as one transaction. See objects.Namespace; when one is refused, none is done.
 
-        What is to be removed and is gone already is left out.
+        What is to be removed and is gone already is left out. A table that is gone is made with what is to be in it:
+        the ruleset may be flushed at any time, also since the table was seen to be there.
         """
         left = list(range(len(changes)))
+        flushed: list[Table] = []
         while left:
-            failed = self._commit([changes[i] for i in left])
-            gone = {i for i, errno in failed.items() if errno == ENOENT and i >= 0 and _is_removal(changes[left[i]])}
+            failed = self._commit([changes[i] for i in left], flushed)
+            missing = {i for i, errno in failed.items() if errno == ENOENT and i >= 0}
+            gone = {i for i in missing if _is_removal(changes[left[i]])}
+            lacking = [changes[left[i]].what for i in missing - gone]
+            tables = {what.table.name: what.table for what in lacking if isinstance(what, Member)}
+            if tables and not flushed:
+                flushed = list(tables.values())
+                continue
             if failed.keys() - gone:
                 errnos = {left[place] if place >= 0 else -1: errno for place, errno in failed.items()}
                 return [Refusal(errnos.get(i, errnos.get(-1, ECANCELED)), "") for i in range(len(changes))]
@@ -86,10 +94,10 @@ class Nftables:
             left = [i for place, i in enumerate(left) if place not in gone]
         return [None for _ in changes]
 
-    def _commit(self, changes: Sequence[Change]) -> dict[int, int]:
-        """Send a transaction; return the errnos of the changes that failed, by place; -1 is the whole."""
-        messages: list[Message] = []
-        places: list[int] = []
+    def _commit(self, changes: Sequence[Change], flushed: Iterable[Table]) -> dict[int, int]:
+        """Send a transaction that begins with the tables; return the errnos of changes that failed by place, or -1."""
+        messages = [message for table in flushed for message in self._messages(Make(Ruleset(HOST, table.name, table)))]
+        places = [-1] * len(messages)
         for i, change in enumerate(changes):
             made = self._messages(change)
             messages += made
