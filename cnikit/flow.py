@@ -99,7 +99,8 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
             apply(plan, world)
             return _joined(previous, _made(kind, conf, leases, ends, world))
         except BaseException as e:
-            if ipam:
+            # What is there all the same was made by another ADD of this attachment, which has the same addresses.
+            if ipam and not world[HOST].link(ends.host_end):
                 _give_back(request, e)
             raise
 
