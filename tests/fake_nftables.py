@@ -52,7 +52,11 @@ class FakeNftables:
         if isinstance(what, Ruleset):
             self._make(what.table)
         elif isinstance(what, Appended):
-            self.comments.setdefault((what.table.family, what.table.name), []).append((what.name, what.rule.comment))
+            if what.table.chains and (what.table.family, what.table.name) not in self.comments:
+                self._make(what.table)
+            there = self.comments.setdefault((what.table.family, what.table.name), [])
+            if (what.name, what.rule.comment) not in there:
+                there.append((what.name, what.rule.comment))
         else:
             assert isinstance(what, Member)
             return self._member(what, isinstance(change, Remove))

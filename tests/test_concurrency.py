@@ -26,6 +26,8 @@ from cnikit.runtime import Attachment, Runtime
 from tests.conftest import BUILT, ip, sh
 
 AT_ONCE = 16
+# Of all that is done beside ADD and DEL, while containers come and while they go.
+LEAST_TURNS = 2
 SUBNETS = ("10.101.{}.0/24", "fd00:101:{}::/64")
 # What stays when all containers have gone: locks, host-local's memory of what it gave last, and its index.
 STAYS = ("lock", "last_reserved_ip.0", "last_reserved_ip.1")
@@ -197,9 +199,22 @@ class Load:
             with self._lock:
                 self.counts[verb] += 1
 
+    def check_all(self) -> None:
+        """CHECK of each container, which must succeed."""
+        for number in range(len(self.containers)):
+            self._try("CHECK", number, self.node.runtime.check)
+
+    def _turns(self, pause: float) -> Iterator[None]:
+        """Give turns until the load has ended, LEAST_TURNS at least."""
+        turns = 0
+        while turns < LEAST_TURNS or not self.ended.is_set():
+            yield
+            turns += 1
+            self.ended.wait(pause)
+
     def check_some(self) -> None:
         """CHECK containers by chance. It may fail between a flush of the ruleset and the end of its repair only."""
-        while not self.ended.wait(0.01):
+        for _ in self._turns(0.01):
             with self._lock:
                 attached = sorted(self._attached)
                 number = self._random.choice(attached) if attached else 0
@@ -212,17 +227,18 @@ class Load:
                 except CniError as e:
                     if before % 2 == 0 and before == self._flushes:
                         self.faults.append(f"CHECK of c{number}: {e}")
+            with self._lock:
                 self.counts["CHECK"] += 1
 
     def ask_status(self) -> None:
         """STATUS of each network in turn."""
-        while not self.ended.wait(0.02):
+        for _ in self._turns(0.02):
             network = self.network(self.counts["STATUS"])
             self._collect("STATUS", partial(self.node.runtime.status, network))
 
     def collect_garbage(self) -> None:
         """GC of each network in turn, where nothing is garbage."""
-        while not self.ended.wait(0.05):
+        for _ in self._turns(0.05):
             network = self.network(self.counts["GC"])
             self._collect("GC", partial(self._gc, network))
 
@@ -231,7 +247,7 @@ class Load:
 
     def flush_and_repair(self) -> None:
         """Take away all rules, and repair each network."""
-        while not self.ended.wait(0.2):
+        for _ in self._turns(0.2):
             self._flushes += 1
             sh("nft flush ruleset")
             for network in self.nets:
@@ -282,14 +298,15 @@ def test_many_come_and_go_while_everything_else_is_done(
         load.each(load.come_and_go)
     assert load.faults == []
     assert_attached(load)
-    for number in range(count):
-        node.runtime.check(load.network(number), load.containers[number])
+    load.check_all()
     with load.disturbed():
         load.each(load.delete)
     assert load.faults == []
     assert node.traces() == node.before
     assert (load.counts["ADD"], load.counts["DEL"]) == (count + count // 2, count + count // 2)
-    assert min(load.counts[verb] for verb in ("CHECK", "STATUS", "GC", "repair")) >= on
+    assert load.counts["CHECK"] > count
+    assert min(load.counts["STATUS"], load.counts["GC"]) >= 2 * LEAST_TURNS
+    assert load.counts["repair"] >= 2 * LEAST_TURNS * on
 
 
 def assert_attached(load: Load) -> None:
@@ -460,6 +477,7 @@ FIRST: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
         "firewall",
         lambda n: {"prevResult": after_bridge(n), "iptablesAdminChainName": "MINE"},
     ),
+    "rule in iptables' FORWARD": ("firewall", lambda n: {"prevResult": after_bridge(n)}),
 }
 # What is there once afterwards, and how many of what is there for each.
 MADE: dict[str, Callable[[], dict[str, object]]] = {
@@ -470,7 +488,12 @@ MADE: dict[str, Callable[[], dict[str, object]]] = {
     "table portmap": lambda: _listed("cnikit_portmap"),
     "table firewall": lambda: _listed("cnikit_firewall"),
     "administrator's chain": lambda: _listed("cnikit_firewall"),
+    "rule in iptables' FORWARD": lambda: {"rules": sh("iptables -S FORWARD; ip6tables -S FORWARD").splitlines()},
 }
+
+
+# Who gives the host its rules before.
+DROPPING = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
 
 
 def _bridges() -> list[str]:
@@ -492,19 +515,21 @@ def _listed(table: str, family: str = "inet") -> dict[str, object]:
 
 @pytest.mark.parametrize("what", FIRST)
 def test_the_first_ones_all_at_once_make_what_one_would(
-    new_container: Callable[[], str], sandboxes: Callable[[int], list[str]], tmp_path: Path, what: str
+    new_container: Callable[[], str], sandboxes: Callable[[int], list[str]], what: str
 ) -> None:
     """16 on a host that has nothing of it yet, three times: none fails, and what is shared is there as one makes it."""
     paths = sandboxes(AT_ONCE)
     kind, config = FIRST[what]
     base = {"cniVersion": "1.1.0", "name": "first", "type": kind}
     with fresh(new_container):
+        sh(DROPPING)
         (alone,) = at_once([call("ADD", {**base, **config(0)}, "c0", paths[0])])
         assert alone[0] == 0, alone
         expected = MADE[what]()
         assert at_once([call("DEL", {**base, **config(0)}, "c0", paths[0])]) == [(0, "")]
     for _ in range(3):
         with fresh(new_container):
+            sh(DROPPING)
             calls = [call("ADD", {**base, **config(n)}, f"c{n}", path) for n, path in enumerate(paths)]
             outcomes = at_once(calls)
             assert [out for status, out in outcomes if status] == []

@@ -271,6 +271,9 @@ def test_an_appended_rule(world: World | FakeWorld) -> None:
     # It is not ours to flush.
     make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE))
     assert what.fault(world) == ""
+    # Somebody else may have added it since we looked.
+    assert make(world, what) == [0]
+    assert world[HOST].rules(firewall.TABLE).count(("admins", "mine")) == 1
 
 
 def test_two_that_make_a_table_at_once_both_succeed(host: str) -> None:

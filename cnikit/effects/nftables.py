@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cnikit.effects import files
 from cnikit.effects.netlink import NETLINK_NETFILTER, NetlinkError, Socket
 from cnikit.netlink import nftables
 from cnikit.objects import HOST, Make, Refusal, Remove
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from cnikit.netlink.codec import Message
     from cnikit.netlink.nftables import Element, Table
     from cnikit.objects import Change
+
+LOCK = "/run/cnikit-nftables.lock"
 
 ENOENT, ECANCELED = 2, 125
 BEGIN, END = (nftables.boundary(kind) for kind in (nftables.NFNL_MSG_BATCH_BEGIN, nftables.NFNL_MSG_BATCH_END))
@@ -72,9 +75,17 @@ class Nftables:
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
         """Do these as one transaction. See objects.Namespace; when one is refused, none is done.
 
-        What is to be removed and is gone already is left out. A table that is gone is made with what is to be in it:
-        the ruleset may be flushed at any time, also since the table was seen to be there.
+        What is to be removed and is gone already is left out, and so is a rule to append that is there already. A
+        table of ours that is gone is made with what is to be in it: the ruleset may be flushed at any time, also since
+        the table was seen to be there.
         """
+        if any(isinstance(change.what, Appended) for change in changes):
+            # No message adds a rule only where it is not: nobody else of us may, from the look to the adding.
+            with files.Locked(LOCK):
+                return self._change(changes)
+        return self._change(changes)
+
+    def _change(self, changes: Sequence[Change]) -> list[Refusal | None]:
         left = list(range(len(changes)))
         flushed: list[Table] = []
         while left:
@@ -82,9 +93,10 @@ class Nftables:
             missing = {i for i, errno in failed.items() if errno == ENOENT and i >= 0}
             gone = {i for i in missing if _is_removal(changes[left[i]])}
             lacking = [changes[left[i]].what for i in missing - gone]
-            tables = {what.table.name: what.table for what in lacking if isinstance(what, Member)}
-            if tables and not flushed:
-                flushed = list(tables.values())
+            # A table without chains is another suite's.
+            ours = [what.table for what in lacking if isinstance(what, Member | Appended) and what.table.chains]
+            if ours and not flushed:
+                flushed = list({table.name: table for table in ours}.values())
                 continue
             if failed.keys() - gone:
                 errnos = {left[place] if place >= 0 else -1: errno for place, errno in failed.items()}
@@ -118,7 +130,8 @@ class Nftables:
 
             return nftrules.new_table(what.table)
         if isinstance(what, Appended):
-            return what.messages()
+            is_there = (what.name, what.rule.comment) in self.rules(what.table)
+            return [] if is_there else what.messages()
         raise TypeError(f"{what} is nothing of nftables'")
 
 
