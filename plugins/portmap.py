@@ -226,13 +226,16 @@ def _add(request: Request) -> Result:
 
 
 def _delete(request: Request) -> None:
-    with locks.Locked(LOCK), World() as world:
-        removals = outdated((TABLE,), request, world)
+    with World() as world:
+        with locks.Locked(LOCK):
+            removals = outdated((TABLE,), request, world)
+            faults = remove(hostports.given_back(removals, world), world)
+        # iptables may make us wait: others need not wait with us.
         rules = [*_rules(request, world), *adopted.port_mappings(request, world)]
         elements = [step.what.element for step in removals if isinstance(step.what, Member)]
         led = [old for element in elements for old in hostports.stale_flows(element)]
         flows = dict.fromkeys([*led, *_asked_for(request)])
-        faults = remove([*hostports.given_back(removals, world), *rules, *map(Del, flows)], world)
+        faults += remove([*rules, *map(Del, flows)], world)
     if faults:
         raise collected(faults, request.verb)
 
