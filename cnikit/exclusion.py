@@ -103,7 +103,7 @@ class Exclusion:
                 if _try(fd, how) and _is_there(path, fd):
                     return fd
                 if monotonic() > until:
-                    why = f"it was waited for, {self._patience:g} s"
+                    why = f"waited {self._patience:.3g} s for it"
                     raise CniError(spec.TRY_AGAIN, f"{path} is locked by {_holder(fd)}", why)
             except BaseException:
                 os.close(fd)
@@ -138,11 +138,11 @@ def _holder(fd: int) -> str:
         match line.split():
             case [_, "FLOCK", _, _, pid, of, *_] if of == file and int(pid) > 0:
                 return f"process {pid} ({_name(pid)})"
-    return "another process"
+    return "a process that cannot be seen from here"
 
 
 def _name(pid: str) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
-        return "which has ended, but not what it started"
+        return "ended; a child of it has the lock"

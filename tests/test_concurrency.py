@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -466,36 +467,6 @@ def port(number: int) -> dict[str, Any]:
     return {"prevResult": after_bridge(number), "runtimeConfig": published(30000 + number)}
 
 
-FIRST: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
-    "bridge": ("bridge", lambda _: {}),
-    "bridge and its addresses": ("bridge", lambda n: {"isGateway": True, "ipam": static(n)}),
-    "table masquerade": ("bridge", lambda n: {"ipMasq": True, "ipam": static(n)}),
-    "table macspoofchk": ("bridge", lambda _: {"macspoofchk": True}),
-    "table portmap": ("portmap", port),
-    "table firewall": ("firewall", lambda n: {"prevResult": after_bridge(n)}),
-    "administrator's chain": (
-        "firewall",
-        lambda n: {"prevResult": after_bridge(n), "iptablesAdminChainName": "MINE"},
-    ),
-    "rule in iptables' FORWARD": ("firewall", lambda n: {"prevResult": after_bridge(n)}),
-}
-# What is there once afterwards, and how many of what is there for each.
-MADE: dict[str, Callable[[], dict[str, object]]] = {
-    "bridge": lambda: {"bridges": _bridges(), "ports": len(ip("link show master cni0"))},
-    "bridge and its addresses": lambda: {"bridges": _bridges(), "gateways": _gateways(), "sysctls": _forwarding()},
-    "table masquerade": lambda: _listed("cnikit_masquerade"),
-    "table macspoofchk": lambda: _listed("cnikit_macspoofchk", "bridge"),
-    "table portmap": lambda: _listed("cnikit_portmap"),
-    "table firewall": lambda: _listed("cnikit_firewall"),
-    "administrator's chain": lambda: _listed("cnikit_firewall"),
-    "rule in iptables' FORWARD": lambda: {"rules": sh("iptables -S FORWARD; ip6tables -S FORWARD").splitlines()},
-}
-
-
-# Who gives the host its rules before.
-DROPPING = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
-
-
 def _bridges() -> list[str]:
     return [link["ifname"] for link in ip("link show type bridge")]
 
@@ -508,9 +479,40 @@ def _forwarding() -> list[str]:
     return [sysctl.read(f"net/{name}") for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding")]
 
 
-def _listed(table: str, family: str = "inet") -> dict[str, object]:
-    found = json.loads(sh(f"nft -j list table {family} {table}"))["nftables"]
-    return {"rules": [one["rule"].get("comment") for one in found if "rule" in one]}
+FIRST: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+    "bridge": ("bridge", lambda _: {}),
+    "bridge and its addresses": ("bridge", lambda n: {"isGateway": True, "ipam": static(n)}),
+    "table masquerade": ("bridge", lambda n: {"ipMasq": True, "ipam": static(n)}),
+    "table macspoofchk": ("bridge", lambda _: {"macspoofchk": True}),
+    "table portmap": ("portmap", port),
+    "table firewall": ("firewall", lambda n: {"prevResult": after_bridge(n)}),
+    "administrator's chain": ("firewall", lambda n: {"prevResult": after_bridge(n), "iptablesAdminChainName": "MINE"}),
+    "rule in iptables' FORWARD": ("firewall", lambda n: {"prevResult": after_bridge(n)}),
+}
+# What of it is shared, to be there once.
+SHARED: dict[str, Callable[[], object]] = {
+    "bridge": _bridges,
+    "bridge and its addresses": lambda: (_bridges(), _gateways(), _forwarding()),
+    "table masquerade": lambda: _rules("inet cnikit_masquerade"),
+    "table macspoofchk": lambda: _rules("bridge cnikit_macspoofchk"),
+    "table portmap": lambda: _rules("inet cnikit_portmap"),
+    "table firewall": lambda: _rules("inet cnikit_firewall"),
+    "administrator's chain": lambda: _rules("inet cnikit_firewall"),
+    "rule in iptables' FORWARD": lambda: sh("iptables -S FORWARD; ip6tables -S FORWARD"),
+}
+DROPPING = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
+
+
+def _rules(table: str) -> list[str]:
+    found = json.loads(sh(f"nft -j list table {table}"))["nftables"]
+    rules = [one["rule"]["comment"] for one in found if "rule" in one]
+    assert rules != []
+    return rules
+
+
+def _owners() -> list[list[str]]:
+    """Return whose links there are, and whose elements."""
+    return [sorted(set(re.findall(r"cni:first/(\w+)/eth0", sh(listed)))) for listed in ("ip link", "nft list ruleset")]
 
 
 @pytest.mark.parametrize("what", FIRST)
@@ -521,31 +523,28 @@ def test_the_first_ones_all_at_once_make_what_one_would(
     paths = sandboxes(AT_ONCE)
     kind, config = FIRST[what]
     base = {"cniVersion": "1.1.0", "name": "first", "type": kind}
-    with fresh(new_container):
-        sh(DROPPING)
-        (alone,) = at_once([call("ADD", {**base, **config(0)}, "c0", paths[0])])
-        assert alone[0] == 0, alone
-        expected = MADE[what]()
-        assert at_once([call("DEL", {**base, **config(0)}, "c0", paths[0])]) == [(0, "")]
-    for _ in range(3):
+    calls = [call("ADD", {**base, **config(number)}, f"c{number}", path) for number, path in enumerate(paths)]
+    made = {}
+    for some in (calls[:1], calls, calls, calls):
         with fresh(new_container):
-            sh(DROPPING)
-            calls = [call("ADD", {**base, **config(n)}, f"c{n}", path) for n, path in enumerate(paths)]
-            outcomes = at_once(calls)
+            outcomes = at_once(some)
             assert [out for status, out in outcomes if status] == []
-            made = MADE[what]()
-            if what == "bridge":
-                expected["ports"] = AT_ONCE
-            assert made == expected
-            assert at_once([("DEL", *one[1:]) for one in calls]) == [(0, "")] * AT_ONCE
+            made[len(some)] = SHARED[what]()
+            assert made[len(some)] == made[1]
+            everybody = sorted(container for _, _, container, _ in some)
+            assert everybody in _owners()
+            assert all(owners in ([], everybody) for owners in _owners())
+            assert at_once([("DEL", *one[1:]) for one in some]) == [(0, "")] * len(some)
+            assert _owners() == [[], []]
 
 
 @contextmanager
 def fresh(new_container: Callable[[], str]) -> Iterator[None]:
-    """Work on a host of its own."""
+    """Work on a host of its own, which forwards what it is told to."""
     fd = netns.open_netns(new_container())
     try:
         with netns.Inside(fd):
+            sh(DROPPING)
             yield
     finally:
         os.close(fd)

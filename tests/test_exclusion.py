@@ -118,7 +118,7 @@ def _is_refused(verb: str, ours: Runtime, plugins: FakePlugins, pid: int) -> boo
 def test_the_lock_that_is_waited_for_is_named(folder: Path, plugins: FakePlugins) -> None:
     with elsewhere(folder, "a verb of web on net1") as pid, pytest.raises(CniError) as error:
         runtime(plugins, folder, patience=0.1).delete(NET, WEB)
-    assert (error.value.code, error.value.details) == (11, "it was waited for, 0.1 s")
+    assert (error.value.code, error.value.details) == (11, "waited 0.1 s for it")
     assert error.value.msg == f"{folder}/container-web is locked by process {pid} (python)"
 
 
@@ -215,7 +215,7 @@ def test_a_plugin_whose_runtime_was_killed_is_waited_for(folder: Path, tmp_path:
     killed.wait()
     with pytest.raises(CniError) as error:
         Runtime([tmp_path / "bin"], folder.parent, patience=0).delete(NET, WEB)
-    holder = f"process {killed.pid} (which has ended, but not what it started)"
+    holder = f"process {killed.pid} (ended; a child of it has the lock)"
     assert (error.value.code, error.value.msg) == (11, f"{folder}/container-web is locked by {holder}")
     (tmp_path / "bin" / "alpha.end").write_text("\n")
     with Exclusion(folder).beside_others("net1", "web"):
