@@ -28,6 +28,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from cnikit import spec
+from cnikit.effects.locks import holder
 from cnikit.errors import CniError
 
 # Seconds. Verbs of plugins take milliseconds, and those that wait for something end by themselves before.
@@ -104,7 +105,7 @@ class Exclusion:
                     return fd
                 if monotonic() > until:
                     why = f"waited {self._patience:.3g} s for it"
-                    raise CniError(spec.TRY_AGAIN, f"{path} is locked by {_holder(fd)}", why)
+                    raise CniError(spec.TRY_AGAIN, f"{path} is locked by {holder(fd)}", why)
             except BaseException:
                 os.close(fd)
                 raise
@@ -127,22 +128,3 @@ def _is_there(path: Path, fd: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:
         return False
-
-
-def _holder(fd: int) -> str:
-    """Say who holds a lock, "process 1234 (cnitool)", as far as the kernel tells."""
-    status = os.fstat(fd)
-    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        # "1: FLOCK  ADVISORY  WRITE 1234 00:2a:77 0 EOF"
-        match line.split():
-            case [_, "FLOCK", _, _, pid, of, *_] if of == file and int(pid) > 0:
-                return f"process {pid} ({_name(pid)})"
-    return "a process that cannot be seen from here"
-
-
-def _name(pid: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "ended; a child of it has the lock"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnikit.effects import files
+from cnikit.effects import locks
 from cnikit.effects.netlink import NETLINK_NETFILTER, NetlinkError, Socket
 from cnikit.netlink import nftables
 from cnikit.objects import HOST, Make, Refusal, Remove
@@ -81,7 +81,7 @@ class Nftables:
         """
         if any(isinstance(change.what, Appended) for change in changes):
             # No message adds a rule only where it is not: nobody else of us may, from the look to the adding.
-            with files.Locked(LOCK):
+            with locks.Locked(LOCK):
                 return self._change(changes)
         return self._change(changes)
 
