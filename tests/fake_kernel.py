@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from socket import AF_INET6
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from cnikit.address import contains, parse_cidr
+from cnikit.address import contains, format_cidr, parse_cidr
+from cnikit.conditions import Conditional
 from cnikit.errors import CniError
 from cnikit.hostports import StaleFlows
 from cnikit.iptables import Edit, Rules
@@ -42,7 +43,7 @@ from cnikit.objects import (
     Up,
     Veth,
 )
-from cnikit.settings import AllMulticast, Mac, Mtu, Promiscuous, QueueLength, Setting
+from cnikit.settings import AllMulticast, Isolated, Mac, Mtu, Promiscuous, QueueLength, Setting
 from cnikit.zones import ZoneSource
 
 if TYPE_CHECKING:
@@ -58,12 +59,14 @@ SYSCTLS = {
 }
 LINK_SYSCTLS = {
     "net/ipv4/conf/{}/arp_notify": "0",
+    "net/ipv4/conf/{}/route_localnet": "0",
     "net/ipv6/conf/{}/accept_dad": "1",
     "net/ipv6/conf/{}/accept_ra": "1",
     "net/ipv6/conf/{}/disable_ipv6": "0",
     "net/ipv6/conf/{}/enhanced_dad": "1",
     "net/ipv6/conf/{}/keep_addr_on_down": "0",
 }
+BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
 def _reaches(bound: BoundAddress, address: bytes) -> bool:
@@ -148,8 +151,11 @@ class FakeNamespace:
 
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
         outcomes: list[Refusal | None] = []
-        for kind, together in itertools.groupby(changes, lambda change: change.what.transaction == "nftables"):
-            outcomes += (self._transaction if kind else self._one_by_one)(list(together))
+        for kind, together in itertools.groupby(changes, lambda change: change.what.transaction):
+            if any(outcomes):
+                break
+            makers = {"nftables": self._transaction, "iptables": self._restore}
+            outcomes += makers.get(kind, self._one_by_one)(list(together))
         return outcomes
 
     def _transaction(self, changes: Sequence[Change]) -> list[Refusal | None]:
@@ -159,15 +165,33 @@ class FakeNamespace:
             return [Refusal(errno or ECANCELED, "") for errno in errnos]
         return self.nftables.change(changes)
 
+    def _restore(self, changes: Sequence[Change]) -> list[Refusal | None]:
+        """Do the changes of each family whole or not at all; behind one that fails the next is not tried."""
+        refusals: dict[Change, Refusal] = {}
+        for version in dict.fromkeys(change.what.version for change in changes if isinstance(change.what, Rules)):
+            together = [c for c in changes if isinstance(c.what, Rules) and c.what.version == version]
+            if refusals:
+                refusals |= dict.fromkeys(together, Refusal(ECANCELED, ""))
+                continue
+            self.world.log += together
+            errno = max(map(self.world.failing, together))
+            if errno:
+                refusals = {**dict.fromkeys(together, Refusal(ECANCELED, "")), together[0]: Refusal(errno, "")}
+                continue
+            for change in together:
+                self._rules(change)
+        return [refusals.get(change) for change in changes]
+
     def _one_by_one(self, changes: Sequence[Change]) -> list[Refusal | None]:
         outcomes: list[Refusal | None] = []
         for change in changes:
             self.world.log.append(change)
-            others = {Rules: self._rules, StaleFlows: self._forget_flows, ZoneSource: self._bind}
+            others = {Conditional: self._conditional, StaleFlows: self._forget_flows, ZoneSource: self._bind}
             do = others.get(type(change.what), self._change)
             errno = self.world.failing(change) or do(change)
-            optional = isinstance(change.what, Sysctl) and change.what.optional
-            outcomes.append(Refusal(errno, "") if errno and not optional else None)
+            outcomes.append(Refusal(errno, "") if errno and not is_optional(change) else None)
+            if self.world.stops and any(outcomes):
+                break
         return outcomes
 
     def _change(self, change: Change) -> int:
@@ -186,13 +210,20 @@ class FakeNamespace:
             return 0
         return self._about_link(what, self.present.get(name))
 
-    def _rules(self, change: Change) -> int:
+    def _rules(self, change: Change) -> None:
         what = change.what
         assert isinstance(what, Rules)
         edit = Edit(self.chains(what.version, what.name))
         (what.take if isinstance(change, Remove) else what.make)(edit)
         self.tables[what.version, what.name] = edit.chains
-        return 0
+
+    def _conditional(self, change: Change) -> int:
+        what = change.what
+        assert isinstance(what, Conditional)
+        if isinstance(change, Remove):
+            self.nftables.change([Remove(what.foreign())])
+            return 0
+        return self.nftables.append(what.table, what.name, [what.comment] * len(what.rules))
 
     def add(self, link: Link) -> int:
         """Add a link."""
@@ -281,7 +312,7 @@ class FakeNamespace:
         if flag:
             self._set(link.replace(flags=link.flags | flag if value else link.flags & ~flag))
         else:
-            field = {Mac: "mac", Mtu: "mtu", QueueLength: "txqlen"}[type(what)]
+            field = {Mac: "mac", Mtu: "mtu", QueueLength: "txqlen", Isolated: "isolated"}[type(what)]
             self._set(link.replace(**{field: value}))
 
     def _address(self, what: Address, link: Link) -> int:
@@ -319,17 +350,37 @@ class FakeNamespace:
         return 0
 
 
+def is_optional(change: Change) -> bool:
+    """Tell whether failing to is no failure."""
+    return isinstance(change.what, StaleFlows) or (isinstance(change.what, Sysctl) and change.what.optional)
+
+
 class FakeWorld:
-    """The two namespaces. `fail` makes changes of one kind of object fail with an errno."""
+    """The two namespaces. `fail` makes changes fail with an errno; with `stops` nothing behind a refusal is tried."""
 
     def __init__(self) -> None:
         self.namespaces = {HOST: FakeNamespace(self), CONTAINER: FakeNamespace(self)}
         self.log: list[Change] = []
         self.fail: dict[Change, int] = {}
+        self.stops = False
         self._index = 1
 
     def __getitem__(self, where: str) -> FakeNamespace:
         return self.namespaces[where]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def has_container(self) -> bool:
+        """Tell that there is one."""
+        return True
+
+    def is_container(self, sandbox: str) -> bool:
+        """Tell whether a path is that of a container: there is one only."""
+        return bool(sandbox)
 
     def failing(self, change: Change) -> int:
         """Return the errno a change is to fail with, 0 for none."""
@@ -342,17 +393,40 @@ class FakeWorld:
 
     def next_mac(self) -> str:
         """Return a MAC address no link has had."""
-        return f"02:00:00:00:00:{self.next_index():02x}"
+        return f"02:00:00:00:00:{self.next_index() % 256:02x}"
 
     def delete(self, link: Link) -> None:
-        """Delete a link and its peer, with their addresses and routes."""
+        """Delete a link and its peer, with their addresses, routes and sysctls."""
         for namespace in self.namespaces.values():
             for name, other in list(namespace.present.items()):
                 if other.index == link.index or (other.peer == link.index and link.peer == other.index):
                     del namespace.present[name]
                     namespace.bound.pop(other.index, None)
                     namespace.routing = [(af, r) for af, r in namespace.routing if r.oif != other.index]
+                    for sysctl in LINK_SYSCTLS:
+                        namespace.sysctls.pop(sysctl.format(name), None)
 
-    def state(self) -> tuple[object, ...]:
-        """Return all there is, to compare before with after."""
-        return tuple((n.present.copy(), n.bound.copy(), n.routing.copy()) for n in self.namespaces.values())
+    def state(self) -> dict[str, object]:
+        """Return all there is by its name, to compare before with after: links, rules, sysctls that were set, ..."""
+        return {f"{where} {name}": what for where, n in self.namespaces.items() for name, what in _there(n)}
+
+
+def _there(namespace: FakeNamespace) -> Iterator[tuple[str, object]]:
+    names = {link.index: link.name for link in namespace.present.values()}
+    yield from ((f"link {link.name}", link) for link in namespace.present.values())
+    for index, bound in namespace.bound.items():
+        yield from ((f"address {format_cidr(a.packed, a.length)} on {names[index]}", a) for a in bound)
+    for af, route in namespace.routing:
+        everything = bytes(16 if af == AF_INET6 else 4)
+        yield f"route {format_cidr(route.dst or everything, route.length)} on {names[route.oif]}", route
+    unset = {f.format(name): value for f, value in LINK_SYSCTLS.items() for name in namespace.present}
+    yield from ((f"sysctl {name}", v) for name, v in namespace.sysctls.items() if unset.get(name) != v)
+    yield from ((f"zone {zone} {cidr}", zone) for zone, cidrs in namespace.zones.items() for cidr in cidrs)
+    for (version, table), chains in namespace.tables.items():
+        found = {chain: tuple(rules) for chain, rules in chains.items() if rules or chain not in BUILT_IN}
+        yield from ((f"iptables {version} {table} {chain}", rules) for chain, rules in found.items())
+    for place, rules in namespace.nftables.comments.items():
+        for rule in rules:
+            yield f"rule {' '.join((*place, *rule))}", rules.count(rule)
+    for set_, held in namespace.nftables.held.items():
+        yield from ((f"element {' '.join((*set_, *key))}", element) for key, element in held.items())

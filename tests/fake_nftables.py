@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from cnikit.netlink.nftables import Element, Table, encoded
 from cnikit.objects import Change, Refusal, Remove
-from cnikit.ruleset import Appended, Member, Ruleset
+from cnikit.ruleset import Appended, Foreign, Member, Ruleset
 
-EEXIST, ECANCELED = 17, 125
+ENOENT, EEXIST, ECANCELED = 2, 17, 125
 
 
 class FakeNftables:
@@ -41,10 +41,11 @@ class FakeNftables:
 
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
         before = {place: dict(elements) for place, elements in self.held.items()}
+        rules = {place: list(comments) for place, comments in self.comments.items()}
         errnos = [self._change(change) for change in changes]
         if not any(errnos):
             return [None for _ in changes]
-        self.held = before
+        self.held, self.comments = before, rules
         return [Refusal(errno or ECANCELED, "") for errno in errnos]
 
     def _change(self, change: Change) -> int:
@@ -54,12 +55,29 @@ class FakeNftables:
         elif isinstance(what, Appended):
             if what.table.chains and (what.table.family, what.table.name) not in self.comments:
                 self._make(what.table)
+            # Where it has no chains it is others': the fake takes it to be there.
             there = self.comments.setdefault((what.table.family, what.table.name), [])
             if (what.name, what.rule.comment) not in there:
-                there.append((what.name, what.rule.comment))
+                return self.append(what.table, what.name, [what.rule.comment])
+        elif isinstance(what, Foreign):
+            self._delete(what)
         else:
             assert isinstance(what, Member)
             return self._member(what, isinstance(change, Remove))
+        return 0
+
+    def _delete(self, what: Foreign) -> None:
+        place = (what.table.family, what.table.name)
+        if place in self.comments:
+            kept = [one for one in self.comments[place] if one[0] != what.name or not what.matches(one[1])]
+            self.comments[place] = kept
+
+    def append(self, table: Table, chain: str, comments: list[str]) -> int:
+        """Put rules at the end of a chain of a table."""
+        rules = self.comments.get((table.family, table.name))
+        if rules is None:
+            return ENOENT
+        rules += [(chain, comment) for comment in comments]
         return 0
 
     def _make(self, table: Table) -> None:

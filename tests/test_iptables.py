@@ -20,7 +20,7 @@ from cnikit.effects import limit, process
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError
 from cnikit.iptables import Options, Rule, Rules, saved, written
-from cnikit.objects import HOST, Device, Make, Remove
+from cnikit.objects import HOST, Device, Make, Refusal, Remove
 from cnikit.plan import Del, Step, apply, remove, render, verify
 from cnikit.request import Attachment
 from cnikit.result import IP
@@ -703,17 +703,31 @@ def test_a_failed_add_is_undone_and_says_what_iptables_said(folder: Path) -> Non
     assert set(before) <= set(listing())
 
 
+BAD = Rules(HOST, "nat", 4, own=(Rule("POSTROUTING", "", "NO-SUCH-CHAIN"),))
+
+
+def made_with_a_bad_one(world: World | FakeWorld) -> Refusal:
+    """Make good rules of both families and a bad one of the first; return how the first rule is refused."""
+    good = [step.what for step in iptables.masquerade(C1, IPS)]
+    first, *others = world[HOST].change([Make(good[0]), Make(good[1]), Make(BAD)])
+    assert [outcome.errno for outcome in others if outcome] == [125, 125]
+    assert first is not None
+    return first
+
+
 def test_when_a_family_fails_its_others_and_those_after_it_are_not_done(folder: Path) -> None:
     assert folder
-    bad = Rules(HOST, "nat", 4, own=(Rule("POSTROUTING", "", "NO-SUCH-CHAIN"),))
-    good = [step.what for step in iptables.masquerade(C1, IPS)]
     with World() as world:
-        outcomes = world[HOST].change([Make(good[0]), Make(good[1]), Make(bad)])
-    first, *others = outcomes
-    assert first is not None
+        first = made_with_a_bad_one(world)
     assert (first.errno, "NO-SUCH-CHAIN" in first.why) == (0, True)
-    assert [outcome.errno for outcome in others if outcome] == [125, 125]
     assert [line for line in listing() if CHAIN in line] == []
+
+
+def test_it_is_the_same_in_memory() -> None:
+    world = FakeWorld()
+    world.fail = {Make(BAD): 22}
+    assert made_with_a_bad_one(world) == Refusal(22, "")
+    assert world[HOST].tables == {}
 
 
 def meanwhile(folder: Path, command: str) -> None:

@@ -31,7 +31,7 @@ from cnikit.objects import (
     Up,
     Veth,
 )
-from cnikit.settings import AllMulticast, Mac, Mtu, Promiscuous, QueueLength, Setting
+from cnikit.settings import AllMulticast, Isolated, Mac, Mtu, Promiscuous, QueueLength, Setting
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
@@ -102,6 +102,8 @@ SETTINGS = [
     pytest.param(Promiscuous(CONTAINER, "eth0", False, True), id="promisc-off"),
     pytest.param(AllMulticast(CONTAINER, "eth0", True, False), id="allmulti-on"),
     pytest.param(AllMulticast(CONTAINER, "eth0", False, True), id="allmulti-off"),
+    pytest.param(Isolated(HOST, "veth1", True, False), id="isolated-on"),
+    pytest.param(Isolated(HOST, "veth1", False, True), id="isolated-off"),
 ]
 
 
@@ -111,11 +113,11 @@ def test_a_setting_is_made_and_its_removal_puts_the_former_value_back(world: EIT
     former = setting.replace(value=setting.before)
     assert make(world, former) == [0]
     assert [setting.fault(world) == "", former.fault(world)] == [False, ""]
-    before = world[CONTAINER].link("eth0")
+    before = world[setting.where].link(setting.name)
     assert make(world, setting) == [0]
     assert [setting.fault(world), former.fault(world) == ""] == ["", False]
     assert take(world, setting) == [0]
-    assert world[CONTAINER].link("eth0") == before
+    assert world[setting.where].link(setting.name) == before
     nothing = setting.replace(name="nothing")
     assert nothing.fault(world) == "nothing is gone"
     assert make(world, nothing) == [ENODEV]
@@ -249,6 +251,16 @@ def test_sysctl(world: EITHER) -> None:
     assert make(world, missing.replace(optional=True)) == [0]
     with pytest.raises(FileNotFoundError):
         world[CONTAINER].sysctl(missing.name)
+
+
+def test_the_sysctls_of_a_link_go_with_it(world: EITHER) -> None:
+    attach(world)
+    localnet = Sysctl(HOST, "net/ipv4/conf/veth1/route_localnet", "1")
+    assert make(world, localnet) == [0]
+    assert take(world, VETH) == [0]
+    assert make(world, localnet) == [ENOENT]
+    assert make(world, VETH) == [0]
+    assert world[HOST].sysctl(localnet.name) == "0"
 
 
 def test_a_sysctl_is_put_back(world: EITHER) -> None:

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink import nftsocket
 
 from cnikit import hostports, macspoofchk, masquerade
+from cnikit.conditions import Conditional
 from cnikit.effects.kernel import World
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Element, Rule, Table
 from cnikit.netlink.nftrules import compiled
-from cnikit.objects import HOST, Change, Make, Remove
+from cnikit.objects import HOST, Change, Make, Object, Remove
 from cnikit.plugins import firewall
-from cnikit.ruleset import Appended, Member, Ruleset, member
+from cnikit.ruleset import Appended, Foreign, Member, Ruleset, member
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
@@ -41,11 +42,11 @@ def example(table: Table, name: str) -> Element:
     return Element(name, key, tuple(WORDS[kind][0] for kind in found.data), TAG)
 
 
-def make(world: World | FakeWorld, *objects: Ruleset | Member | Appended) -> list[int]:
+def make(world: World | FakeWorld, *objects: Object) -> list[int]:
     return _errnos(world, [Make(what) for what in objects])
 
 
-def take(world: World | FakeWorld, *objects: Member) -> list[int]:
+def take(world: World | FakeWorld, *objects: Object) -> list[int]:
     return _errnos(world, [Remove(what) for what in objects])
 
 
@@ -274,6 +275,31 @@ def test_an_appended_rule(world: World | FakeWorld) -> None:
     # Somebody else may have added it since we looked.
     assert make(world, what) == [0]
     assert world[HOST].rules(firewall.TABLE).count(("admins", "mine")) == 1
+
+
+def test_rules_in_words_of_nft_are_made_and_found_by_their_comment(world: World | FakeWorld) -> None:
+    rules = ("meta l4proto tcp th dport 80 dnat ip to 10.1.0.7:80", "meta l4proto tcp th dport 81 dnat ip to 10.1.0.7")
+    what = Conditional(HOST, "conditional4", hostports.TABLE, rules, TAG, "conditionsV4")
+    other = what.replace(comment="cni:net1/c2/eth0", rules=rules[:1])
+    assert world[HOST].unreadable(rules) == ""
+    assert any(_errnos(world, [Make(what)])) or what.fault(world), "there is no table"
+    assert make(world, PORTMAP, what, other) == [0, 0, 0]
+    assert [what.fault(world), other.fault(world)] == ["", ""]
+    assert take(world, what, what) == [0, 0], "already gone is done"
+    assert [bool(what.fault(world)), other.fault(world)] == [True, ""]
+
+
+def test_rules_of_others_are_deleted_by_the_beginning_of_their_comment(world: World | FakeWorld) -> None:
+    make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE), Ruleset(HOST, "cnikit_portmap", hostports.TABLE))
+    for comment in ("c1-a", "c1-b", "c2-a"):
+        make(world, Appended(HOST, "admins", firewall.TABLE, Rule("accept", comment)))
+    assert take(world, Foreign(HOST, "admins", firewall.TABLE, "c1-")) == [0]
+    assert take(world, Foreign(HOST, "admins", firewall.TABLE, "c1-")) == [0], "already gone is done"
+    assert take(world, Foreign(HOST, "admins", firewall.TABLE, "c2-", whole=True)) == [0]
+    assert [comment for chain, comment in world[HOST].rules(firewall.TABLE) if chain == "admins"] == ["c2-a"]
+    # It is part of its transaction.
+    assert _errnos(world, [Remove(Foreign(HOST, "admins", firewall.TABLE, "c2-")), *[Make(PORT)] * 2]) != [0, 0, 0]
+    assert [comment for chain, comment in world[HOST].rules(firewall.TABLE) if chain == "admins"] == ["c2-a"]
 
 
 def test_two_that_make_a_table_at_once_both_succeed(host: str) -> None:

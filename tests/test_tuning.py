@@ -613,15 +613,6 @@ class Tuned(FakeWorld):
         self[CONTAINER].add(Link(2, "eth0", "veth", FORMER, 1300, txqlen=500))
         self[CONTAINER].sysctls.update({FILTER: "0", RMEM: "4096\t131072\t6291456"})
 
-    def __enter__(self) -> Tuned:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def has_container(self) -> bool:
-        return True
-
     def tuned(self) -> tuple[object, ...]:
         """Return all tuning can change."""
         return self[CONTAINER].link("eth0"), dict(self[CONTAINER].sysctls)
