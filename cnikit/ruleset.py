@@ -139,7 +139,7 @@ def outdated(tables: Iterable[Table], request: Request, world: World) -> list[De
     return [
         Del(Member(HOST, element.set, table, element))
         for table in tables
-        for prefix in prefixes
+        for prefix in dict.fromkeys(prefixes)
         for element in world[HOST].elements(table, prefix)
         if whose(element.comment)
     ]
