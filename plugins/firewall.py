@@ -47,7 +47,7 @@ from cnikit.main import main
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Rule, Table
 from cnikit.objects import HOST
-from cnikit.plan import Add, Del, Ensure, Set, Step, apply, mend, preflight, remove
+from cnikit.plan import Add, Del, Ensure, Step, apply, clear, mend, preflight, remove
 from cnikit.plugin import Plugin
 from cnikit.result import IP
 from cnikit.ruleset import Appended, Member, Ruleset, member, outdated
@@ -163,7 +163,7 @@ def _policy(conf: Conf, given: Result) -> list[Step]:
         return [*steps, Ensure(member(TABLE, "within", (bridge, bridge), (), "ingressPolicy"))]
     # Who was less strict before.
     reached = Del(member(TABLE, "within", (bridge, bridge), (), "ingressPolicy"))
-    return [*steps, reached, *(Set(Isolated(HOST, port, before=False)) for port in ports)]
+    return [*steps, reached, *(Add(Isolated(HOST, port, before=False)) for port in ports)]
 
 
 def _host_links(conf: Conf, given: Result) -> list[str]:
@@ -202,7 +202,9 @@ def _plan(request: Request, world: World) -> list[Step]:
         versions = sorted({6 if ":" in ip.address else 4 for ip in given.ips})
         policy = iptables.ingress_policy(conf.policy, bridge, versions)
         return [*iptables.firewall(given.ips, conf.admin), *policy]
-    native = plan(conf, given, chained.comment(request, world))
+    planned = plan(conf, given, chained.comment(request, world))
+    # A port that bridge has isolated is not this plugin's to put back.
+    native = [step for step in planned if not isinstance(step.what, Isolated) or step.what.fault(world)]
     if backend == "firewalld":
         return [*native, *(Add(ZoneSource(HOST, conf.zone, _whole(packed))) for packed in _packed(given.ips))]
     return [*native, *accepting(world)]
@@ -228,32 +230,33 @@ def _add(request: Request) -> Result:
 def _delete(request: Request) -> None:
     with World() as world:
         elements = outdated((TABLE,), request, world)
-        faults = remove(elements, world)
-        addresses = _addresses(request, elements)
-        for others in (_zone_sources, _iptables_rules):
-            try:
-                faults += remove(others(request, addresses, world), world)
-            except CniError as e:
-                faults.append(e)
+        given = adopted.addresses(request) if request.verb == "DEL" else ()
+        addresses = (*given, *_addresses(elements))
+        others = (
+            lambda: _zone_sources(request, addresses),
+            lambda: _iptables_rules(addresses, world),
+        )
+        faults = clear(others, world)
+        # Where nothing else tells the addresses, the next try has to find the elements.
+        if given or not faults:
+            faults += remove(elements, world)
     if faults:
         raise collected(faults, request.verb)
 
 
-def _addresses(request: Request, elements: list[Del]) -> tuple[IP, ...]:
-    """Return the addresses of who goes: on DEL by prevResult, where there is one, and by the elements in any case."""
-    given = adopted.addresses(request) if request.verb == "DEL" else ()
+def _addresses(elements: list[Del]) -> list[IP]:
     found = [step.what.element.key[0] for step in elements if isinstance(step.what, Member)]
-    return (*given, *(IP(_whole(parse_ip(address))) for address in found))
+    return [IP(_whole(parse_ip(address))) for address in found]
 
 
-def _zone_sources(request: Request, addresses: tuple[IP, ...], world: World) -> list[Del]:
+def _zone_sources(request: Request, addresses: tuple[IP, ...]) -> list[Step]:
     zone = request.config.raw("firewalldZone") or ZONE
     if not addresses or request.config.raw("backend") in ("iptables", "nftables") or not firewalld.is_running():
         return []
     return [Del(ZoneSource(HOST, str(zone), _whole(packed))) for packed in _packed(addresses)]
 
 
-def _iptables_rules(request: Request, addresses: tuple[IP, ...], world: World) -> Sequence[Step]:
+def _iptables_rules(addresses: tuple[IP, ...], world: World) -> Sequence[Step]:
     """Return the steps that take away what the backend iptables, ours or the reference's, has for these addresses."""
     if not addresses or not adopted.is_there("filter", "CNI-FORWARD", world):
         return ()
