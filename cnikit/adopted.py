@@ -7,6 +7,7 @@ a few netlink messages, and DEL starts no process.
 
 from __future__ import annotations
 
+from cnikit import spec
 from cnikit.errors import CniError
 from cnikit.netlink.nftables import Table
 from cnikit.objects import HOST
@@ -85,8 +86,10 @@ def _garbage(listed: Callable[..., Sequence[Step]], request: Request, world: Wor
 
 
 def is_there(table: str, chain: str, world: World) -> bool:
-    """Tell whether iptables has a chain, as far as it can be told here."""
+    """Tell whether iptables has a chain, as far as it can be told here. Raises CniError where it should be."""
     try:
         return world[HOST].has_chain(table, chain)
-    except CniError:
+    except CniError as e:
+        if e.code != spec.INVALID_CONFIG:
+            raise
         return False  # There is a legacy table and no program to read it with: nothing can be taken away either.

@@ -17,18 +17,21 @@ from cnikit.effects import delegate
 from cnikit.effects.kernel import World, open_world
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.objects import CONTAINER, HOST, Device
-from cnikit.plan import Del, Ensure, Step, apply, mend, preflight, remove, verify
+from cnikit.plan import Del, Ensure, Step, apply, clear, mend, preflight, undo, verify
 from cnikit.plugin import Plugin
 from cnikit.result import IP, Interface, Result
 from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from cnikit.netlink.rtnetlink import Link
     from cnikit.request import Attachment, Request
+
+    # The steps that take something away.
+    Listing = Callable[[], Sequence[Step]]
 
 
 class Ends(Value):
@@ -56,7 +59,7 @@ class InterfaceKind(Value):
     settle: what IPAM gave, completed by what the configuration says (gateways, routes, dns).
     plan: the steps that make it; with an empty Result, before IPAM was asked, those for the links.
     host_links: the names of the host's links that the result lists.
-    leavings: the steps that take away what is beside the links: the attachment's on DEL, on GC what nobody lists.
+    leavings: what is beside the links, each function listing some: on DEL the attachment's, on GC what nobody lists.
     """
 
     name: str
@@ -64,7 +67,7 @@ class InterfaceKind(Value):
     settle: Callable[[Any, Result], Result]
     plan: Callable[[Any, Result, Ends], tuple[Step, ...]]
     host_links: Callable[[Any, Ends], tuple[str, ...]]
-    leavings: Callable[[Request, World], list[Step]]
+    leavings: Callable[[Request, World], list[Listing]]
 
 
 def interface(kind: InterfaceKind) -> Plugin:
@@ -96,8 +99,12 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
             plan = kind.plan(conf, leases, ends)
             # What is shared may depend on the addresses: the bridge's own.
             preflight([step for step in plan if isinstance(step, Ensure)], world)
-            apply(plan, world)
-            return _joined(previous, _made(kind, conf, leases, ends, world))
+            added = apply(plan, world)
+            try:
+                return _joined(previous, _made(kind, conf, leases, ends, world))
+            except BaseException as e:
+                undo(added, world, e)
+                raise
         except BaseException as e:
             # What is there all the same was made by another ADD of this attachment, which has the same addresses.
             if ipam and not world[HOST].link(ends.host_end):
@@ -164,30 +171,29 @@ def _joined(previous: Result, made: Result) -> Result:
 
 
 def _delete(kind: InterfaceKind, request: Request) -> None:
-    faults: list[CniError] = []
-    try:
-        faults += _detach(kind, request)
-    except CniError as e:
-        faults.append(e)
+    faults = _detach(kind, request)
     _delegated(request, "DEL", faults)
     if faults:
         raise collected(faults, "DEL")
 
 
 def _detach(kind: InterfaceKind, request: Request) -> list[CniError]:
-    """Take away the attachment's rules, then its links; return what went wrong.
-
-    A namespace of no use matters only if it is needed.
-    """
-    unusable: list[CniError] = []
+    """Take away the attachment's rules, then its links; return what went wrong."""
+    unusable: CniError | None = None
     try:
         world = open_world(request)
     except CniError as e:
-        unusable, world = [e], World()
+        unusable, world = e, World()
     with world:
-        faults = remove(kind.leavings(request, world), world)
-        ends = _host_ends(request, world)
-        return faults + remove(ends or _container_end(request, world), world) + ([] if ends else unusable)
+        return clear((*kind.leavings(request, world), lambda: _ends(request, world, unusable)), world)
+
+
+def _ends(request: Request, world: World, unusable: CniError | None) -> list[Step]:
+    """Return the end to delete. A namespace of no use matters only if it is needed."""
+    ends = _host_ends(request, world)
+    if unusable and not ends:
+        raise unusable
+    return ends or _container_end(request, world)
 
 
 def _host_ends(request: Request, world: World) -> list[Step]:
@@ -288,19 +294,19 @@ def _changed_macs(kind: InterfaceKind, conf: Any, ends: Ends, previous: Result, 
 
 
 def _gc(kind: InterfaceKind, request: Request) -> None:
-    faults: list[CniError] = []
     keep = ownership.kept(request)
     with World() as world:
-        faults += remove(kind.leavings(request, world), world)
-        links = [
-            Del(Device(HOST, link.name))
-            for link in world[HOST].links()
-            if link.alias.startswith(ownership.network_tags(request.attachment.network)) and link.alias not in keep
-        ]
-        faults += remove(links, world)
+        faults = clear((*kind.leavings(request, world), lambda: _unlisted(request, world, keep)), world)
     _delegated(request, "GC", faults)
     if faults:
         raise collected(faults, "GC")
+
+
+def _unlisted(request: Request, world: World, keep: frozenset[str]) -> list[Step]:
+    """Return the host ends of the network to delete: those that are not to be kept."""
+    tags = ownership.network_tags(request.attachment.network)
+    links = world[HOST].links()
+    return [Del(Device(HOST, link.name)) for link in links if link.alias.startswith(tags) and link.alias not in keep]
 
 
 def _status(kind: InterfaceKind, request: Request) -> None:

@@ -67,10 +67,11 @@ def _refuse_conflict(what: Object, world: World) -> None:
         raise conflict
 
 
-def apply(plan: Sequence[Step], world: World) -> None:
+def apply(plan: Sequence[Step], world: World) -> list[Object]:
     """Do the plan in order. When a step fails everything added is taken away again, and CniError raised.
 
-    Neighbouring steps in one namespace travel together; an Ensure looks first, so it goes alone.
+    Return what was added, for undo(). Neighbouring steps in one namespace travel together; an Ensure looks first, so it
+    goes alone.
     """
     added: list[Object] = []
     try:
@@ -81,10 +82,9 @@ def apply(plan: Sequence[Step], world: World) -> None:
             else:
                 _do(steps, world, added)
     except BaseException as e:
-        left = undo(added, world)
-        if left and isinstance(e, CniError):
-            raise CniError(e.code, e.msg, "; ".join([e.details, *left]).lstrip("; ")) from e
+        undo(added, world, e)
         raise
+    return added
 
 
 def _runs(plan: Iterable[Step], key: Callable[[Step], object]) -> Iterator[list[Step]]:
@@ -113,7 +113,7 @@ def _ensure(what: Object, world: World) -> None:
         _refuse_conflict(what, world)
         fault = "" if _is_optional(what) else what.fault(world)
     if fault:
-        raise CniError(spec.KERNEL_REFUSED, f"{what.command()}: was done, and yet {fault}")
+        raise CniError(spec.KERNEL_REFUSED, f"{_command(Make(what))}: was done, and yet {fault}")
 
 
 def _is_optional(what: Object) -> bool:
@@ -125,8 +125,9 @@ def _do(steps: list[Step], world: World, added: list[Object]) -> None:
     try:
         refusals = world[steps[0].what.where].change([change for _, change in doing])
     except BaseException:
-        # It cannot be told how far it came.
-        undo([step.what for step in steps if isinstance(step, Add)], world)
+        # It cannot be told how far it came, nor then what could not be undone.
+        for what in [step.what for step in reversed(steps) if isinstance(step, Add)]:
+            _tried(Remove(what), world)
         raise
     failed: list[CniError] = []
     for (step, change), refusal in zip(doing, refusals, strict=False):
@@ -149,12 +150,34 @@ def _reason(change: Change, refusal: Refusal, world: World) -> CniError:
     return conflict or refused(change, refusal)
 
 
-def undo(added: list[Object], world: World) -> list[str]:
-    """Take away what was added, last first; return what could not be."""
-    left = []
-    for what in reversed(added):
-        left += [f"not undone: {fault.msg}" for fault in _faults((Remove(what),), world)]
-    return left
+def undo(added: list[Object], world: World, cause: BaseException) -> None:
+    """Take away what was added, last first; the error that is the cause says what could not be."""
+    faults = [fault for what in reversed(added) for fault in _tried(Remove(what), world)]
+    if isinstance(cause, CniError):
+        cause.details = "; ".join(filter(None, (cause.details, *(f"not undone: {fault.msg}" for fault in faults))))
+
+
+def _tried(change: Change, world: World) -> list[CniError]:
+    """Do a change of a clean-up; return what went wrong, if anything."""
+    try:
+        refusals = world[change.what.where].change((change,))
+    except CniError as e:
+        return [CniError(e.code, f"{_command(change)}: {e.msg}", e.details)]
+    return [refused(change, refusal) for refusal in refusals if refusal]
+
+
+def clear(listings: Iterable[Callable[[], Iterable[Step]]], world: World) -> list[CniError]:
+    """Do the clean-up that each of these lists, and return what went wrong.
+
+    What cannot be listed keeps nothing else from being taken away.
+    """
+    faults: list[CniError] = []
+    for listed in listings:
+        try:
+            faults += remove(listed(), world)
+        except CniError as e:
+            faults.append(e)
+    return faults
 
 
 def remove(plan: Iterable[Step], world: World) -> list[CniError]:
@@ -165,20 +188,16 @@ def remove(plan: Iterable[Step], world: World) -> list[CniError]:
     faults: list[CniError] = []
     for steps in _runs(plan, lambda step: step.what.transaction or id(step)):
         changes = [Remove(step.what) if isinstance(step, Del) else Make(step.what) for step in steps]
-        together = _faults(changes, world)
-        if together and len(changes) > 1:
-            together = [fault for change in changes for fault in _faults((change,), world)]
-        faults += together
+        if len(changes) == 1 or not _done(changes, world):
+            faults += [fault for change in changes for fault in _tried(change, world)]
     return faults
 
 
-def _faults(changes: Sequence[Change], world: World) -> list[CniError]:
-    """Do these, all in one namespace; return what went wrong, the namespace itself included."""
+def _done(changes: Sequence[Change], world: World) -> bool:
     try:
-        refusals = world[changes[0].what.where].change(changes)
-    except CniError as e:
-        return [e]
-    return [refused(change, why) for change, why in zip(changes, refusals, strict=False) if why]
+        return not any(world[changes[0].what.where].change(changes))
+    except CniError:
+        return False
 
 
 def mend(plan: Iterable[Step], world: World) -> tuple[str, ...]:
@@ -198,12 +217,16 @@ def mend(plan: Iterable[Step], world: World) -> tuple[str, ...]:
 
 def refused(change: Change, refusal: Refusal) -> CniError:
     """Return the error for a change the kernel did not make: the command line, and why."""
-    command = change.what.removal() if isinstance(change, Remove) else change.what.command()
-    command = command.partition("\n")[0]  # What is given to a program is in the lines below.
     words = f"{strerror(refusal.errno)} ({refusal.why})" if refusal.why else strerror(refusal.errno)
     why = words if refusal.errno else refusal.why
     where = " in the container" if change.what.where == CONTAINER else ""
-    return CniError(spec.KERNEL_REFUSED, f"{command}: {why}{where}")
+    return CniError(spec.KERNEL_REFUSED, f"{_command(change)}: {why}{where}")
+
+
+def _command(change: Change) -> str:
+    """Return the command line of a change, without the lines it gives to a program."""
+    command = change.what.removal() if isinstance(change, Remove) else change.what.command()
+    return command.partition("\n")[0]
 
 
 def verify(plan: Iterable[Step], world: World) -> list[str]:

@@ -62,6 +62,7 @@ from cnikit.value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cnikit.fields import Fields
+    from cnikit.flow import Listing
     from cnikit.objects import World
     from cnikit.request import Request
 
@@ -213,21 +214,21 @@ def host_links(conf: Conf, ends: Ends) -> tuple[str, ...]:
     return (conf.bridge, ends.host_end)
 
 
-def leavings(request: Request, world: World) -> list[Step]:
-    """Return the steps that take away what is beside the links: on DEL what is configured, on GC whatever there is."""
-    steps: list[Step] = []
+def leavings(request: Request, world: World) -> list[Listing]:
+    """Return what lists what is beside the links: on DEL what is configured, on GC whatever there is."""
+    listings: list[Listing] = []
     if request.verb == "GC" or request.config.raw("macspoofchk"):
         from cnikit import macspoofchk
         from cnikit.ruleset import outdated
 
-        steps += outdated((macspoofchk.TABLE,), request, world)
+        listings.append(lambda: outdated((macspoofchk.TABLE,), request, world))
     if request.verb == "GC" or request.config.raw("ipMasq"):
         from cnikit import adopted, masquerade
         from cnikit.ruleset import outdated
 
-        steps += outdated((masquerade.TABLE,), request, world)
-        steps += adopted.masquerade(request, world)
-    return steps
+        listings.append(lambda: outdated((masquerade.TABLE,), request, world))
+        listings.append(lambda: adopted.masquerade(request, world))
+    return listings
 
 
 PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links, leavings))

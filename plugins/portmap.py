@@ -58,13 +58,15 @@ from cnikit.hostports import TABLE, Mapping
 from cnikit.main import main
 from cnikit.netlink.nftables import PROTOCOLS
 from cnikit.objects import HOST, Sysctl
-from cnikit.plan import Add, Del, Ensure, Set, Step, apply, mend, preflight, remove
+from cnikit.plan import Add, Del, Ensure, Set, Step, apply, clear, mend, preflight, remove
 from cnikit.plugin import Plugin
 from cnikit.ruleset import Foreign, Member, Ruleset, outdated
 from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cnikit.fields import Fields
     from cnikit.request import Request
     from cnikit.result import Result
@@ -226,22 +228,39 @@ def _add(request: Request) -> Result:
 
 
 def _delete(request: Request) -> None:
+    ownership.outdated(request)  # Without a list of whom to keep nothing is done.
     with World() as world:
         with locks.Locked(LOCK):
-            removals = outdated((TABLE,), request, world)
-            faults = remove(hostports.given_back(removals, world), world)
-        # iptables may make us wait: others need not wait with us.
-        rules = [*_rules(request, world), *adopted.port_mappings(request, world)]
-        elements = [step.what.element for step in removals if isinstance(step.what, Member)]
-        led = [old for element in elements for old in hostports.stale_flows(element)]
-        flows = dict.fromkeys([*led, *_asked_for(request)])
-        faults += remove([*rules, *map(Del, flows)], world)
+            freed, faults = _free(request, world)
+        # Neither conntrack nor iptables makes others wait.
+        listings = (
+            lambda: map(Del, _led(request, freed)),
+            lambda: _rules(request, world),
+            lambda: adopted.port_mappings(request, world),
+        )
+        faults += clear(listings, world)
     if faults:
         raise collected(faults, request.verb)
 
 
+def _free(request: Request, world: World) -> tuple[list[Del], list[CniError]]:
+    """Take away the elements; return the steps that do, and what went wrong."""
+    try:
+        removals = outdated((TABLE,), request, world)
+        return removals, remove(hostports.given_back(removals, world), world)
+    except CniError as e:
+        return [], [e]
+
+
+def _led(request: Request, freed: list[Del]) -> Iterable[hostports.StaleFlows]:
+    """Return the flows that elements may have led, and rules: those do not tell, so what is configured."""
+    elements = [step.what.element for step in freed if isinstance(step.what, Member)]
+    led = [old for element in elements for old in hostports.stale_flows(element)]
+    return dict.fromkeys([*led, *_asked_for(request)])
+
+
 def _asked_for(request: Request) -> list[hostports.StaleFlows]:
-    """Return the flows to what is configured, for rules do not tell theirs."""
+    """Return the flows to what is configured."""
     try:
         conf = parse(request)
     except CniError:

@@ -18,6 +18,7 @@ from cnikit.objects import (
     Device,
     Gateway,
     Make,
+    Object,
     Port,
     Refusal,
     Remove,
@@ -26,7 +27,7 @@ from cnikit.objects import (
     Up,
     Veth,
 )
-from cnikit.plan import Add, Del, Ensure, Set, Step, apply, preflight, remove, render, verify
+from cnikit.plan import Add, Del, Ensure, Set, Step, apply, clear, preflight, remove, render, verify
 from tests.fake_kernel import FakeWorld
 
 VETH = Veth(HOST, "veth1", "eth0", "/run/netns/a", "cni0")
@@ -139,20 +140,43 @@ def test_what_may_have_been_added_before_the_kernel_was_lost_is_undone(reached: 
     assert world.state() == before
 
 
-def test_a_clean_up_goes_on_where_the_kernel_is_lost() -> None:
-    class Lost(FakeWorld):
-        """Where nobody answers about one link."""
+class Deaf(FakeWorld):
+    """A kernel that requests to remove some things do not even reach."""
 
-        def failing(self, change: object) -> int:
-            if change == Remove(Device(HOST, "veth1")):
-                raise CniError(100, "netlink: No buffer space available")
-            return 0
+    def __init__(self, *what: Object) -> None:
+        super().__init__()
+        self.unheard = what
 
-    world = Lost()
-    apply(PLAN[:5], world)
-    faults = remove([Del(Device(HOST, "veth1")), Del(Device(HOST, "cni0"))], world)
+    def failing(self, change: Change) -> int:
+        if isinstance(change, Remove) and change.what in self.unheard:
+            raise CniError(100, "netlink: No buffer space available")
+        return super().failing(change)
+
+
+def test_a_roll_back_and_a_clean_up_go_on_where_the_kernel_cannot_be_reached() -> None:
+    other = Veth(HOST, "veth2", "eth1", "/run/netns/a")
+    world = Deaf(other)
+    world.fail = {Make(NOTIFY.replace(optional=False)): 1}
+    with pytest.raises(CniError, match="Operation not permitted") as raised:
+        apply((Add(VETH.replace(bridge="")), Add(other), Set(NOTIFY.replace(optional=False))), world)
+    assert raised.value.details == "not undone: ip link del veth2: netlink: No buffer space available"
+    assert (world[HOST].link("veth1"), world[HOST].link("veth2") is None) == (None, False)
+    world = Deaf(Device(HOST, "veth1"))
+    apply(PLAN, world)
+    faults = remove((Del(Device(HOST, "veth1")), Del(Up(CONTAINER, "lo"))), world)
+    assert [fault.msg for fault in faults] == ["ip link del veth1: netlink: No buffer space available"]
+    assert Up(CONTAINER, "lo").fault(world) == "lo is down"
+
+
+def test_what_cannot_be_listed_keeps_nothing_else_from_being_taken_away() -> None:
+    def unlisted() -> list[Step]:
+        raise CniError(100, "netlink: No buffer space available")
+
+    world = FakeWorld()
+    apply(PLAN, world)
+    faults = clear((unlisted, lambda: [Del(Device(HOST, "veth1"))]), world)
     assert [fault.msg for fault in faults] == ["netlink: No buffer space available"]
-    assert world[HOST].link("cni0") is None
+    assert world[HOST].link("veth1") is None
 
 
 def test_an_optional_sysctl_may_fail() -> None:
