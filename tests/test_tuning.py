@@ -636,7 +636,6 @@ STEPS: tuple[Step, ...] = (
     AllMulticast(CONTAINER, "eth0", True, False),
     QueueLength(CONTAINER, "eth0", 77, 500),
 )
-each_step = pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{type(step).__name__}-{step.name}")
 
 
 def test_the_steps_are_these(world: Tuned, folder: Path) -> None:
@@ -647,48 +646,6 @@ def test_the_steps_are_these(world: Tuned, folder: Path) -> None:
     settings = [step.replace(value=step.before) for step in reversed(STEPS[2:])]
     sysctls = [step.replace(value=step.before) for step in STEPS[:2]]
     assert world.log == [Remove(step) for step in (*settings, *sysctls)]
-
-
-@each_step
-def test_whatever_step_fails_the_others_are_undone(world: Tuned, folder: Path, step: Step) -> None:
-    before = world.tuned()
-    world.fail = {Make(step): 16}
-    failed = call("ADD", config(folder, **EVERYTHING), "/n")
-    assert failed.error() == (100, f"{step.command()}: Device or resource busy in the container")
-    assert world.tuned() == before
-    assert files(folder) == []
-    undone = [change.what for change in world.log if isinstance(change, Remove)]
-    assert undone == [other for other in reversed(STEPS) if other != step]
-
-
-@each_step
-def test_what_cannot_be_undone_is_left_to_del(world: Tuned, folder: Path, step: Step) -> None:
-    before = world.tuned()
-    last = STEPS[-1] if step != STEPS[-1] else STEPS[0]
-    world.fail = {Make(last): 16, Remove(step): 5}
-    failed = call("ADD", config(folder, **EVERYTHING), "/n")
-    assert failed.error()[1].startswith(last.command())
-    assert f"not undone: {step.removal()}" in failed.document["details"]
-    assert files(folder) == ["c1_eth0.json"]
-    world.fail = {}
-    assert call("DEL", config(folder), "/n").succeeded()
-    assert world.tuned() == before
-    assert files(folder) == []
-
-
-@each_step
-def test_del_puts_the_rest_back_and_says_what_it_could_not(world: Tuned, folder: Path, step: Step) -> None:
-    before = world.tuned()
-    call("ADD", config(folder, **EVERYTHING), "/n").result()
-    world.fail = {Remove(step.replace(value=step.before)): 16}
-    failed = call("DEL", config(folder), "/n")
-    assert failed.error() == (100, f"{step.removal()}: Device or resource busy in the container")
-    assert step.replace(value=step.before).fault(world) != ""
-    assert files(folder) == ["c1_eth0.json"]
-    world.fail = {}
-    assert call("DEL", config(folder), "/n").succeeded()
-    assert world.tuned() == before
-    assert files(folder) == []
 
 
 def _full(*_: object) -> int:
