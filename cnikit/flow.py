@@ -106,10 +106,20 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
                 undo(added, world, e)
                 raise
         except BaseException as e:
-            # What is there all the same was made by another ADD of this attachment, which has the same addresses.
-            if ipam and not world[HOST].link(ends.host_end):
+            if ipam and not _is_left(ends, world):
                 _give_back(request, e)
             raise
+
+
+def _is_left(ends: Ends, world: World) -> bool:
+    """Tell whether the interface is there although its ADD failed, as far as can be told: then it has its addresses.
+
+    It could not be undone, or is that of another ADD of the same attachment, which was given the same addresses.
+    """
+    try:
+        return world[HOST].link(ends.host_end) is not None
+    except CniError:
+        return True
 
 
 def _leases(request: Request) -> Result:

@@ -531,7 +531,10 @@ def test_what_cannot_be_undone_is_told_and_left_to_del(host: Host, case: Case) -
             assert f"not undone: {words(undo)}: Device or resource busy" in details
             assert details.count("not undone") == 1
             left = without(differing(before, host.state()), *case.stale, *case.left)
-            assert left == without(of_removal(undo, host.world), *case.stale, *case.left)
+            undone = without(of_removal(undo, host.world), *case.stale, *case.left)
+            # An interface that is still there keeps its addresses.
+            keeps = any(name.startswith("host link veth") for name in left)
+            assert [name for name in left if not (keeps and name.startswith("file networks/"))] == undone
             assert host.call(case, "DEL", C1, previous).succeeded()
             assert without(differing(before, host.state()), *case.stale, *case.left) == []
             tried += 1

@@ -926,7 +926,7 @@ def test_a_lock_that_cannot_be_made(empty: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(programs, "LOCK", "/nowhere/lock")
     with World() as world:
         faults = remove(iptables.masquerade_removal(C1, IPS[:1]), world)
-    assert [fault.msg for fault in faults] == ["/nowhere/lock: No such file or directory"]
+    assert [fault.msg for fault in faults] == [f"{RESTORE}: /nowhere/lock: No such file or directory"]
 
 
 def test_processes_give_their_streams_and_status(tmp_path: Path) -> None:
