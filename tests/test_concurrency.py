@@ -215,7 +215,7 @@ class Load:
 
     def check_some(self) -> None:
         """CHECK containers by chance. It may fail between a flush of the ruleset and the end of its repair only."""
-        for _ in self._turns(0.01):
+        for _ in self._turns(0.02):
             with self._lock:
                 attached = sorted(self._attached)
                 number = self._random.choice(attached) if attached else 0
@@ -233,13 +233,13 @@ class Load:
 
     def ask_status(self) -> None:
         """STATUS of each network in turn."""
-        for _ in self._turns(0.02):
+        for _ in self._turns(0.1):
             network = self.network(self.counts["STATUS"])
             self._collect("STATUS", partial(self.node.runtime.status, network))
 
     def collect_garbage(self) -> None:
         """GC of each network in turn, where nothing is garbage."""
-        for _ in self._turns(0.05):
+        for _ in self._turns(0.2):
             network = self.network(self.counts["GC"])
             self._collect("GC", partial(self._gc, network))
 
@@ -248,7 +248,7 @@ class Load:
 
     def flush_and_repair(self) -> None:
         """Take away all rules, and repair each network."""
-        for _ in self._turns(0.2):
+        for _ in self._turns(0.5):
             self._flushes += 1
             sh("nft flush ruleset")
             for network in self.nets:
