@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cnikit.netlink.rtnetlink import Link
+    from cnikit.objects import Object
     from cnikit.request import Attachment, Request
 
     # The steps that take something away.
@@ -94,18 +95,16 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
         ends = _new_ends(request, world)
         preflight(kind.plan(conf, Result(), ends), world)
         leases = _leases(request) if ipam else Result()
+        added: list[Object] = []
         try:
             leases = kind.settle(conf, leases)
             plan = kind.plan(conf, leases, ends)
             # What is shared may depend on the addresses: the bridge's own.
             preflight([step for step in plan if isinstance(step, Ensure)], world)
             added = apply(plan, world)
-            try:
-                return _joined(previous, _made(kind, conf, leases, ends, world))
-            except BaseException as e:
-                undo(added, world, e)
-                raise
+            return _joined(previous, _made(kind, conf, leases, ends, world))
         except BaseException as e:
+            undo(added, world, e)
             if ipam and not _is_left(ends, world):
                 _give_back(request, e)
             raise

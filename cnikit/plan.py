@@ -125,9 +125,8 @@ def _do(steps: list[Step], world: World, added: list[Object]) -> None:
     try:
         refusals = world[steps[0].what.where].change([change for _, change in doing])
     except BaseException:
-        # It cannot be told how far it came, nor then what could not be undone.
-        for what in [step.what for step in reversed(steps) if isinstance(step, Add)]:
-            _tried(Remove(what), world)
+        # No answer says what was done, so look. What is another's is not as we would have made it.
+        added += [step.what for step in steps if isinstance(step, Add) and _is_there(step.what, world)]
         raise
     failed: list[CniError] = []
     for (step, change), refusal in zip(doing, refusals, strict=False):
@@ -138,6 +137,13 @@ def _do(steps: list[Step], world: World, added: list[Object]) -> None:
             failed.append(_reason(change, refusal, world))
     if failed:
         raise failed[0]
+
+
+def _is_there(what: Object, world: World) -> bool:
+    try:
+        return not what.fault(world)
+    except CniError:
+        return False  # Who cannot look cannot remove it either.
 
 
 def _changes(step: Step, world: World) -> Sequence[Change]:

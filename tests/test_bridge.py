@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cnikit import ownership, request
+from cnikit import flow, ownership, request
+from cnikit.errors import CniError
 from cnikit.flow import Ends
 from cnikit.plan import render
 from cnikit.plugins import bridge
@@ -475,6 +476,22 @@ def test_a_failed_add_gives_its_addresses_back(host: str, container: str, networ
     routes = [{"dst": "10.9.0.0/16", "gw": "10.200.0.1"}]
     code, _ = call("ADD", config(ipam={**host_local(networks), "routes": routes}), container).error()
     assert code == 100
+    assert [file.name for file in (networks / "net1").glob("10.*")] == []
+
+
+def test_an_add_that_cannot_tell_what_it_made_takes_it_back(
+    host: str, container: str, networks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host
+
+    def made(*_: object) -> Result:
+        raise CniError(100, "netlink: No buffer space available")
+
+    monkeypatch.setattr(flow, "_made", made)
+    conf = config(ipam=host_local(networks), ipMasq=True)
+    assert call("ADD", conf, container).error() == (100, "netlink: No buffer space available")
+    assert [link["ifname"] for link in ip("link")] == ["lo", "br1"]
+    assert "10.11.0.2" not in sh("nft list ruleset")
     assert [file.name for file in (networks / "net1").glob("10.*")] == []
 
 

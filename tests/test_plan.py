@@ -179,6 +179,36 @@ def test_what_cannot_be_listed_keeps_nothing_else_from_being_taken_away() -> Non
     assert world[HOST].link("veth1") is None
 
 
+class Mute(FakeWorld):
+    """Where the answer to some changes is lost, when the first of them are done."""
+
+    def failing(self, change: Change) -> int:
+        if isinstance(change, Make) and isinstance(change.what, Alias):
+            raise CniError(100, "netlink: No buffer space available")
+        return super().failing(change)
+
+
+def test_what_was_done_without_an_answer_is_undone() -> None:
+    world = Mute()
+    apply(PLAN[:4], world)
+    before = world.state()
+    with pytest.raises(CniError, match="No buffer space available"):
+        apply(PLAN, world)
+    assert Make(VETH) in world.log
+    assert world.state() == before
+
+
+def test_what_was_not_done_and_is_anothers_stays() -> None:
+    world = Mute()
+    apply(PLAN[:4], world)
+    others = VETH.replace(peer="eth9")
+    assert world[HOST].change((Make(others),)) == [None]
+    before = world.state()
+    with pytest.raises(CniError, match="No buffer space available"):
+        apply(PLAN, world)
+    assert world.state() == before
+
+
 def test_an_optional_sysctl_may_fail() -> None:
     world = FakeWorld()
     world.fail = {Make(NOTIFY): 30}

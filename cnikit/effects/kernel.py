@@ -267,9 +267,9 @@ class Kernel:
     def _send(self, waiting: list[tuple[Change, Message]]) -> list[Refusal | None]:
         if not waiting:
             return []
-        answers = self._socket.exchange([message for _, message in waiting])
         for change, _ in waiting:
             self._forget(change.what.name)
+        answers = self._socket.exchange([message for _, message in waiting])
         return [
             Refusal(answer.errno, answer.why) if answer.errno and not _forgiven(change, answer.errno) else None
             for (change, _), answer in zip(waiting, answers, strict=True)
