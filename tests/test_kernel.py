@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from socket import AF_INET
@@ -9,8 +11,9 @@ from socket import AF_INET
 import pytest
 
 from cnikit.address import parse_cidr, parse_ip
-from cnikit.effects import netns
+from cnikit.effects import netns, sysctl
 from cnikit.effects.kernel import World
+from cnikit.errors import CniError
 from cnikit.netlink.rtnetlink import IF_OPER_UP, IFA_F_NODAD, IFA_F_TENTATIVE, IFF_ALLMULTI, IFF_PROMISC, IFF_UP
 from cnikit.objects import (
     CONTAINER,
@@ -290,6 +293,25 @@ def test_the_identity_of_a_namespace_is_not_used_again(host: str, new_container:
             seen.add(world[CONTAINER].identity())
         sh(f"ip netns del {Path(path).name}")
     assert len(seen) == 3
+
+
+def test_a_namespace_whose_identity_cannot_be_read_is_not_without(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(name: str) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+
+    assert host
+    monkeypatch.setattr(sysctl, "read", read)
+    with World() as world, pytest.raises(CniError, match="boot_id: Too many open files"):
+        world[HOST].identity()
+
+
+def test_a_namespace_that_cannot_be_looked_at_is_not_gone(container: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ioctl(_: int, __: int) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(netns, "ioctl", ioctl)
+    with pytest.raises(CniError, match="cannot be looked at: Cannot allocate memory"):
+        netns.open_netns(container)
 
 
 def test_a_sysctl_can_be_emptied(host: str) -> None:

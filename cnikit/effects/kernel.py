@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from cnikit.objects import Change, Object
     from cnikit.request import Request
 
-ENOENT, ESRCH, EEXIST, ENODEV, EADDRNOTAVAIL, ETIMEDOUT = 2, 3, 17, 19, 99, 110
+ENOENT, ESRCH, EEXIST, ENODEV, ENOPROTOOPT, EADDRNOTAVAIL, ETIMEDOUT = 2, 3, 17, 19, 92, 99, 110
 _MISSING = (ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL)
 
 # Seconds. A veth has its carrier in a millisecond, DAD ends after 1 to 2 s.
@@ -133,11 +133,16 @@ class Kernel:
             return sysctl.read(name)
 
     def identity(self) -> str:
-        """Return what only this namespace is called, even after it is gone; "" before Linux 5.14, which has no such."""
+        """Return what only this namespace is called, even after it is gone; "" before Linux 5.14, which has no such.
+
+        Raises CniError (5).
+        """
         try:
             return f"{sysctl.read('kernel/random/boot_id')}/{self._socket.namespace()}"
-        except OSError:
-            return ""
+        except OSError as e:
+            if e.errno == ENOPROTOOPT:
+                return ""
+            raise CniError(spec.IO_FAILURE, f"/proc/sys/kernel/random/boot_id: {e.strerror}") from None
 
     def nftables(self) -> Nftables:
         """Return the namespace's nftables ruleset."""

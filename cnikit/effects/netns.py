@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+ENOTTY = 25  # what any other file says to that
 OWN = "/proc/thread-self/ns/net"
 
 
@@ -31,8 +32,11 @@ def open_netns(path: str) -> int:
         raise _invalid(path, f"cannot be opened: {e}") from None
     try:
         kind = ioctl(fd, NS_GET_NSTYPE)
-    except OSError:
+    except OSError as e:
         kind = None
+        if e.errno != ENOTTY:
+            posix.close(fd)
+            raise _invalid(path, f"cannot be looked at: {e.strerror}") from None
     if kind == CLONE_NEWNET:
         return fd
     status = posix.fstat(fd)
@@ -53,7 +57,10 @@ def missing(path: str) -> CniError:
 
 def is_own(fd: int) -> bool:
     """Tell whether this is the namespace the process runs in."""
-    there, here = posix.fstat(fd), posix.stat(OWN)
+    try:
+        there, here = posix.fstat(fd), posix.stat(OWN)
+    except OSError as e:
+        raise _unreadable(e) from None
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
@@ -78,7 +85,10 @@ class Inside:
     def __enter__(self) -> None:
         """Enter it."""
         if self._there is not None:
-            self._home = posix.open(OWN, posix.O_RDONLY | posix.O_CLOEXEC)
+            try:
+                self._home = posix.open(OWN, posix.O_RDONLY | posix.O_CLOEXEC)
+            except OSError as e:
+                raise _unreadable(e) from None
             try:
                 _enter(self._there)
             except BaseException:
@@ -94,6 +104,10 @@ class Inside:
                 _enter(self._home)
             finally:
                 posix.close(self._home)
+
+
+def _unreadable(e: OSError) -> CniError:
+    return CniError(spec.IO_FAILURE, f"{OWN}: {e.strerror}", "the process's own namespace is needed to come back to")
 
 
 def _enter(fd: int) -> None:
