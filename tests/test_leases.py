@@ -455,6 +455,7 @@ def test_reserve_that_fails_makes_no_lease(folder: Path, monkeypatch: pytest.Mon
     assert caught.value.code == spec.IO_FAILURE
     assert caught.value.msg == f"{folder}: No space left on device"
     assert lease_files(folder) == {"10.1.0.2": C1}
+    assert "new" not in os.listdir(folder / ".owners")
     assert addresses_of(folder, C2) == []
 
 

@@ -174,9 +174,13 @@ class Store:
         """
         before = self.addresses_of(owner)
         new = f"{self._index}/new"
-        _write(new, owner)
-        _overwrite(self._pointer(set_index), address.encode())
-        posix.rename(new, f"{self.folder}/{address}")
+        try:
+            _write(new, owner)
+            _overwrite(self._pointer(set_index), address.encode())
+            posix.rename(new, f"{self.folder}/{address}")
+        except OSError:
+            self._clear_away(".owners/new")
+            raise
         self._record(owner, (*before, address), note)
 
     def renew(self, owner: bytes, note: str) -> None:
