@@ -23,16 +23,16 @@ class Locked:
 
     def __enter__(self) -> None:
         """Wait for it. Raises CniError: 5, and 11 after a time in vain."""
+        flags = posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
         try:
-            flags = posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
             self._fd = posix.open(self._path, flags, 0o600)
+            try:
+                lock(self._fd, self._path)
+            except BaseException:
+                posix.close(self._fd)
+                raise
         except OSError as e:
             raise CniError(spec.IO_FAILURE, f"{self._path}: {e.strerror}") from None
-        try:
-            lock(self._fd, self._path)
-        except BaseException:
-            posix.close(self._fd)
-            raise
 
     def __exit__(self, *_: object) -> None:
         """Let it go."""

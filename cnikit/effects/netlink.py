@@ -47,9 +47,13 @@ class Socket:
     """A netlink socket of the namespace it is made in."""
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
-        self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
-        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
-            self._socket.setsockopt(SOL_NETLINK, option, 1)
+        """Open it. Raises CniError (100)."""
+        try:
+            self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+            for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+                self._socket.setsockopt(SOL_NETLINK, option, 1)
+        except OSError as e:
+            raise NetlinkError(e.errno or 0, "") from e
         self._sequence = 0
         self._buffer = bytearray(_BUFFER)
 

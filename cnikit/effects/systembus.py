@@ -97,7 +97,10 @@ def _connect() -> socket:
     """Return a connection on which we have said who we are, and Hello. Raises BusError."""
     failed = BusError(NO_SERVER, "DBUS_SYSTEM_BUS_ADDRESS names no Unix socket")
     for address in _addresses(posix.environ.get(b"DBUS_SYSTEM_BUS_ADDRESS") or PLACES):
-        connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        try:
+            connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        except OSError as e:
+            raise _befallen(e) from None
         try:
             _introduce(connection, address)
             return connection
