@@ -91,9 +91,13 @@ class Attachment:
 # What is there
 
 
-def settled() -> bool:
-    """Tell whether the kernel is done with the addresses it makes by itself."""
-    return "tentative" not in sh("ip -6 addr")
+def settled(*sandboxes: str) -> bool:
+    """Tell whether the kernel is done with the addresses it makes by itself, in these namespaces, "" the host's."""
+    return not any("tentative" in sh(f"ip {_inside(sandbox)} -6 addr") for sandbox in sandboxes)
+
+
+def _inside(sandbox: str) -> str:
+    return f"-n {Path(sandbox).name}" if sandbox else ""
 
 
 def snapshot(folders: Sequence[Path], sandboxes: Sequence[str]) -> set[str]:
@@ -131,7 +135,7 @@ def _is_believed(leases: Path) -> bool:
 
 
 def _links(sandbox: str) -> Iterator[str]:
-    inside = f"-n {Path(sandbox).name}" if sandbox else ""
+    inside = _inside(sandbox)
     listed = sh(f"ip {inside} -j addr; ip {inside} -j route show table all; ip {inside} -6 -j route show table all")
     links, *routes = listed.splitlines()
     for link in json.loads(links):

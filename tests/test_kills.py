@@ -144,7 +144,7 @@ def test_killed_at_any_moment(
     moments = chance.sample(moments, min(len(moments), rounds // 2))
     moments += [anywhere(done, chance) for _ in range(rounds - len(moments))]
 
-    wait_for(settled)
+    wait_for(lambda: settled("", neighbour.sandbox))
     before = snapshot((networks, RUN), (neighbour.sandbox, attachment.sandbox))
     for i, moment in enumerate(moments):
         begin(attachment, moment)
@@ -221,7 +221,7 @@ def test_killed_while_it_takes_back_a_failed_add(
     assert len(moments) >= rounds
     moments = random.Random(3).sample(moments, rounds)
 
-    wait_for(settled)
+    wait_for(lambda: settled("", neighbour.sandbox))
     before = snapshot((networks, RUN), (neighbour.sandbox, sandbox))
     for moment in moments:
         begin(failing, moment)
