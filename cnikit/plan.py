@@ -125,7 +125,7 @@ def _do(steps: list[Step], world: World, added: list[Object]) -> None:
     try:
         refusals = world[steps[0].what.where].change([change for _, change in doing])
     except BaseException:
-        # No answer says what was done, so look. What is another's is not as we would have made it.
+        # No answer says what was done.
         added += [step.what for step in steps if isinstance(step, Add) and _is_there(step.what, world)]
         raise
     failed: list[CniError] = []
@@ -140,10 +140,11 @@ def _do(steps: list[Step], world: World, added: list[Object]) -> None:
 
 
 def _is_there(what: Object, world: World) -> bool:
+    """Tell whether it is as we would have made it: what is another's is not."""
     try:
         return not what.fault(world)
     except CniError:
-        return False  # Who cannot look cannot remove it either.
+        return False  # Who cannot look could not undo it either, and what failed first is the error to tell.
 
 
 def _changes(step: Step, world: World) -> Sequence[Change]:
