@@ -24,6 +24,10 @@ class Module(type(sys)):
     __getattribute__ = object.__getattribute__
 
 
+# A text that is no UTF-8 has the interpreter import these, and while it does so it cannot be completed.
+CODECS = ("codecs", "encodings", "encodings.aliases", "encodings.utf_8")
+
+
 class Held:
     """Finds and loads extension modules, which executables.spec has listed, and modules of ours imported later."""
 
@@ -32,8 +36,12 @@ class Held:
         """Return the specification of a module held here; for any other see that the interpreter looks for files."""
         if name in extensions:
             return ModuleSpec(name, Held, origin=f"{sys.prefix}/{extensions[name]}")
-        if modules and name.startswith("cnikit."):
-            return ModuleSpec(name, Held, is_package=posix.access(f"{sys.prefix}/{place(name)}", posix.F_OK))
+        if name in CODECS or (modules and name.startswith("cnikit.")):
+            spec = ModuleSpec(name, Held)
+            folder = f"{sys.prefix}/{place(name)}"
+            if posix.access(folder, posix.F_OK):
+                spec.submodule_search_locations = [folder]
+            return spec
         if sys.meta_path[-1] is Held:
             complete()  # puts the importer for files behind this one, where it is asked next
         return None
