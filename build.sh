@@ -78,10 +78,11 @@ build() {
     ) 9<.
 }
 
-# Make build/bootloader/run, PyInstaller's bootloader for the plugins of a lean build, with four words changed. It does
+# Make build/bootloader/run, PyInstaller's bootloader for the plugins of a lean build, with five words changed. It does
 # not start itself a second time, so that libraries are looked for in the runtime folder: the folder is built in. It
 # starts the interpreter's core only, see boot.py, and leaves the caller's locale alone. And it ignores SIGPIPE, as the
-# interpreter's other half would. Without a compiler PyInstaller's own will do, and each call takes 3 ms longer.
+# interpreter's other half would, and whatever variables of its own (_PYI_...) the caller has: they are for the second
+# start. Without a compiler PyInstaller's own will do, and each call takes 3 ms longer.
 bootloader() {
     local runtime=$1 pin archive source=$PWD/build/pyinstaller
     pin=$(sed -n 's/.*"pyinstaller==\([^"]*\)".*/\1/p' pyproject.toml)
@@ -91,7 +92,8 @@ bootloader() {
     mkdir -p "$source"
     tar -C "$source" --strip-components=1 -xzf "$archive"
     (cd "$source/bootloader/src" &&
-        sed -i '/mark as the parent\/launcher$/,/;$/s/PYI_PROCESS_LEVEL_PARENT_NEEDS_RESTART/PYI_PROCESS_LEVEL_MAIN/' \
+        sed -i -e 's/reset_environment = false;/reset_environment = true;/' \
+            -e '/mark as the parent\/launcher$/,/;$/s/PYI_PROCESS_LEVEL_PARENT_NEEDS_RESTART/PYI_PROCESS_LEVEL_MAIN/' \
             pyi_main.c &&
         sed -i 's/config.configure_locale = 1;/config.configure_locale = 0;/' pyi_pyconfig.c &&
         sed -i -e '1i #include <signal.h>' \
