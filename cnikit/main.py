@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from cnikit.plugin import Plugin
 
 
+# Bytes on stdin: a GC that lists 10,000 attachments, say. As values they take 30 times the room.
+MOST = 1 << 20
+
+
 class Response(Value):
     """What the process says: the three things a runtime sees of it."""
 
@@ -32,6 +36,7 @@ class Response(Value):
 
 def main(plugin: Plugin) -> None:
     """Serve one call and end the process."""
+    _hold_streams()
     environ = {
         name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
         for name, value in posix.environ.items()
@@ -112,18 +117,40 @@ def _give_up(plugin: Plugin, doing: str) -> None:
 
 
 def _internal_error(plugin: Plugin, e: BaseException, version: str) -> Response:
-    import traceback
-
     error = CniError(
         spec.INTERNAL, f"{plugin.name}: internal error: {type(e).__name__}: {e}", "the traceback is on stderr"
     )
-    return Response(1, jsontext.encode(error.document(version)), "".join(traceback.format_exception(e)))
+    try:
+        import traceback
+
+        trace = "".join(traceback.format_exception(e))
+    except BaseException as another:  # no memory left to import it, say
+        trace = f"{another}\n"
+    return Response(1, jsontext.encode(error.document(version)), trace)
+
+
+def _hold_streams() -> None:
+    """Keep the numbers of streams that the caller has closed from other files: what is written there would go to them.
+
+    A read from such a stream still fails, and a write to it.
+    """
+    for number, flags in enumerate((posix.O_WRONLY, posix.O_RDONLY, posix.O_RDONLY)):
+        try:
+            posix.fstat(number)
+        except OSError:
+            try:
+                posix.open("/dev/null", flags)  # the lowest free number is this one
+            except OSError:
+                pass  # a host without it
 
 
 def _read_stdin() -> bytes:
-    parts = []
+    parts, left = [], MOST
     while part := posix.read(0, 1 << 16):
         parts.append(part)
+        left -= len(part)
+        if left < 0:
+            raise CniError(spec.DECODING_FAILURE, f"error unmarshall network config: more than {MOST} bytes on stdin")
     return b"".join(parts)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from cnikit import __version__, spec
 from cnikit.errors import CniError
-from cnikit.main import respond, without_bootloader
+from cnikit.main import MOST, respond, without_bootloader
 from cnikit.plugin import Plugin
 from cnikit.request import Request
 from cnikit.result import IP, Result
@@ -304,3 +304,18 @@ def test_the_process_answers_version_while_its_stdin_stays_open() -> None:
         assert process.wait(timeout=60) == 0
         assert process.stdout
         assert process.stdout.read().decode() == VERSION_LINE
+
+
+def test_the_process_reads_no_more_than_a_mebibyte() -> None:
+    process = _run(_config() + b" " * MOST)
+    assert process.returncode == 1
+    error = json.loads(process.stdout)
+    assert (error["code"], error["msg"]) == (6, f"error unmarshall network config: more than {MOST} bytes on stdin")
+    assert _run(_config().ljust(MOST)).returncode == 0
+
+
+def test_a_bug_is_told_although_its_traceback_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "traceback", None)
+    response = respond(_raising(ValueError("odd")), ENVIRON, _config)
+    assert (response.status, json.loads(response.stdout)["msg"]) == (1, "test: internal error: ValueError: odd")
+    assert response.stderr.startswith("import of traceback halted")
