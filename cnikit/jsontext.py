@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# Lists and objects inside each other.
+DEEPEST = 200
+
+
 def _refuse(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
@@ -47,7 +51,7 @@ def decode(data: bytes) -> Any:
     """Return the value of a JSON document in UTF-8.
 
     Raises ValueError with a message for people when it is none; NaN, Infinity and 1e999, which Python's json lets
-    through, are none.
+    through, are none. Nor is one nested more than DEEPEST deep: what is read can be shown and written, too.
     """
     text = data.decode("utf-8")
     stripped = text.strip(" \t\n\r")
@@ -57,7 +61,9 @@ def decode(data: bytes) -> Any:
         # SystemError: the scanner looks for json's exception class, which is not there before json is imported.
         value, end = None, -1
     if end != len(stripped):
-        return _decode_slowly(text)
+        value = _decode_slowly(text)
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+        raise ValueError("nested too deeply")
     return value
 
 
@@ -67,6 +73,14 @@ def pairs(data: bytes) -> Any:
     So a key that is given twice can be seen.
     """
     return make_scanner(_Pairs)(data.decode("utf-8").strip(" \t\n\r"), 0)[0]  # type: ignore[arg-type]
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inner for item in items]
+    return bool(level)
 
 
 def _decode_slowly(text: str) -> Any:

@@ -60,6 +60,8 @@ MALFORMED = {
     "5000 digits": b"1" * 5000,
     "lists nested 100,000 deep": b"[" * 100_000,
     "objects nested 100,000 deep": b'{"a":' * 100_000,
+    "lists nested deeper than may be": b"[" * 201 + b"1" + b"]" * 201,
+    "objects nested deeper than may be": b'{"a":' * 201 + b"1" + b"}" * 201,
 }
 
 
@@ -189,6 +191,14 @@ def test_says_what_is_wrong_and_where(data: bytes, message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
         jsontext.decode(data)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_what_is_read_can_be_written_and_shown(opening: str, closing: str) -> None:
+    text = opening * jsontext.DEEPEST + "1" + closing * jsontext.DEEPEST
+    value = jsontext.decode(text.encode())
+    assert jsontext.encode(value, indent=None) == text
+    assert repr(value).endswith(closing)
 
 
 REPEATED = st.recursive(
