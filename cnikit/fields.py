@@ -53,6 +53,8 @@ class Fields:
         # bool is a subclass of int, yet true is no number.
         if value is not None and type(value) is not wanted:
             raise self.invalid(key, f"expected {_NAMES[wanted]}, got {type_name(value)}")
+        if isinstance(value, str) and (fault := _text_fault(value)):
+            raise self.invalid(key, fault)
         return value
 
     def string(self, key: str, default: str = "") -> str:
@@ -113,7 +115,20 @@ def _checked(items: list[Any], wanted: type, path: str) -> list[Any]:
     for i, item in enumerate(items):
         if type(item) is not wanted:
             raise invalid_config(f"{path}[{i}]", f"expected {_NAMES[wanted]}, got {type_name(item)}")
+        if isinstance(item, str) and (fault := _text_fault(item)):
+            raise invalid_config(f"{path}[{i}]", fault)
     return items
+
+
+def _text_fault(text: str) -> str:
+    """Say what no path, name or address can hold, "" when it is not there."""
+    if "\0" in text:
+        return "holds a NUL"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds half a surrogate pair"
+    return ""
 
 
 def _objects(items: list[Any], path: str) -> tuple[Fields, ...]:

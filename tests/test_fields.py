@@ -207,3 +207,16 @@ def test_parsed_reads_by_a_syntax_and_names_the_key_where_it_fails() -> None:
     with pytest.raises(CniError, match=r"x\.a: invalid literal") as raised:
         Fields({"a": "1z"}, "x").parsed("a", int)
     assert raised.value.code == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("a\0", "holds a NUL"), ("\ud800", "holds half a surrogate pair")],
+)
+def test_no_string_holds_what_no_path_name_or_address_can(text: str, fault: str) -> None:
+    fields = Fields({"key": text, "list": ["é", text], "empty": ""})
+    assert _message(lambda: fields.string("key")) == f"key: {fault}"
+    assert _message(lambda: fields.parsed("key", str)) == f"key: {fault}"
+    assert _message(lambda: fields.strings("list")) == f"list[1]: {fault}"
+    assert fields.raw("key") == text
+    assert fields.string("empty") == ""

@@ -373,7 +373,7 @@ def test_reads_the_parts_a_configuration_may_hold(read: type[Any], raw: dict[str
     assert result.read(read, Fields(raw)) == value
 
 
-TEXT = st.text(max_size=4)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4)
 TEXTS = st.lists(TEXT, max_size=2).map(tuple)
 NUMBERS = st.integers(0, 2**32 - 1)
 SCOPES = st.none() | st.integers(0, 255)
