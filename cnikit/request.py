@@ -97,7 +97,9 @@ def parse(environ: Mapping[str, str], read_stdin: Callable[[], bytes]) -> Reques
     network = _network(config)
     if verb not in spec.REQUIRED:
         raise invalid_environment("CNI_COMMAND", f"unknown CNI_COMMAND: {verb}")
-    attachment = Attachment(network, environ.get("CNI_CONTAINERID", ""), environ.get("CNI_IFNAME", ""))
+    # GC and STATUS are about no container, and what the environment says of one was not looked at.
+    whose = (environ[name] if name in spec.REQUIRED[verb] else "" for name in ("CNI_CONTAINERID", "CNI_IFNAME"))
+    attachment = Attachment(network, *whose)
     version = config_version(config, verb)
     return Request(
         verb=verb,

@@ -93,7 +93,8 @@ def test_all_missing_variables_are_named_in_order() -> None:
 
 @pytest.mark.parametrize("verb", ["GC", "STATUS"])
 def test_a_variable_the_verb_does_not_require_is_not_checked(verb: str) -> None:
-    assert _parse({"CNI_COMMAND": verb, "CNI_CONTAINERID": "_", "CNI_IFNAME": "a b", "CNI_NETNS": "x"}).verb == verb
+    asked = _parse({"CNI_COMMAND": verb, "CNI_CONTAINERID": "_", "CNI_IFNAME": "\udcff", "CNI_NETNS": "x"})
+    assert (asked.verb, asked.attachment) == (verb, Attachment("mynet", "", ""))
 
 
 BAD_ID = (4, "CNI_CONTAINERID: invalid characters in containerID", "_")
