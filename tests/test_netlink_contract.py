@@ -25,7 +25,11 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, protinfo_bridge
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from cnikit.netlink import codec, rtnetlink
+from cnikit.effects import netlink
+from cnikit.effects.kernel import Kernel
+from cnikit.errors import CniError
+from cnikit.hostports import TABLE
+from cnikit.netlink import codec, nftables, rtnetlink
 from cnikit.netlink.codec import Message, Reply
 from cnikit.netlink.rtnetlink import BoundAddress, KernelRoute, Link
 
@@ -521,10 +525,10 @@ NEARLY_NETLINK = st.lists(
 
 @pytest.mark.parametrize("decode", DECODERS.values(), ids=DECODERS)
 @given(data=NEARLY_NETLINK | NEARLY_NETLINK.map(lambda data: bytes(16) + data))
-def test_any_bytes_are_a_message_or_a_value_error(decode: Callable[[bytes], object], data: bytes) -> None:
+def test_any_bytes_are_a_message_or_a_error(decode: Callable[[bytes], object], data: bytes) -> None:
     try:
         decode(data)
-    except ValueError as e:
+    except CniError as e:
         assert "netlink" in str(e)  # noqa: PT017 (no error at all is right too)
 
 
@@ -534,13 +538,13 @@ def test_any_bytes_are_a_message_or_a_value_error(decode: Callable[[bytes], obje
 def test_a_body_shorter_than_its_header_is_refused(decode: Callable[[bytes], object], size: int) -> None:
     decode(bytes(size))
     for short in range(size):
-        with pytest.raises(ValueError, match=f"^netlink message of {short} bytes where its header takes {size}$"):
+        with pytest.raises(CniError, match=f"^netlink message of {short} bytes where its header takes {size}$"):
             decode(bytes(short))
 
 
 def test_an_error_without_its_number_is_no_success() -> None:
     for size in range(4):
-        with pytest.raises(ValueError, match=f"^netlink message of {size} bytes where its header takes 4$"):
+        with pytest.raises(CniError, match=f"^netlink message of {size} bytes where its header takes 4$"):
             codec.error(Reply(codec.NLMSG_ERROR, 0, 1, bytes(size)))
 
 
@@ -551,34 +555,116 @@ def test_a_link_cut_inside_an_attribute_is_refused() -> None:
     for end in range(16, len(body)):
         try:
             assert rtnetlink.link(body[:end]) != whole
-        except ValueError:
+        except CniError:
             refused += 1
     assert refused > len(body) / 2
 
 
 @pytest.mark.parametrize("length", [0, 3, 9, 0xFFFF])
 def test_an_attribute_of_a_wrong_length_is_refused(length: int) -> None:
-    with pytest.raises(ValueError, match=f"^netlink attribute says it is {length} bytes long$"):
+    with pytest.raises(CniError, match=f"^netlink attribute says it is {length} bytes long$"):
         codec.attributes(struct.pack("=HHI", length, 1, 0))
 
 
 @pytest.mark.parametrize("length", [0, 15, 21, 2**32 - 1])
 def test_a_message_of_a_wrong_length_is_refused(length: int) -> None:
-    with pytest.raises(ValueError, match=f"^netlink message says it is {length} bytes long$"):
+    with pytest.raises(CniError, match=f"^netlink message says it is {length} bytes long$"):
         list(codec.replies(struct.pack("=IHHII4x", length, 16, 0, 1, 0)))
 
 
 def test_a_second_message_that_was_cut_is_refused() -> None:
     one = codec.frame(Message(16, 0, bytes(8)), 1)
-    with pytest.raises(ValueError, match=r"^netlink message says it is 24 bytes long$"):
+    with pytest.raises(CniError, match=r"^netlink message says it is 24 bytes long$"):
         list(codec.replies(one + one[:-1]))
 
 
 def test_a_second_attribute_that_was_cut_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^netlink attribute says it is 8 bytes long$"):
+    with pytest.raises(CniError, match=r"^netlink attribute says it is 8 bytes long$"):
         codec.attributes(codec.u32(1, 1) + codec.u32(2, 2)[:-1])
 
 
 def test_rubbish_behind_a_message_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^netlink message shorter than its header$"):
+    with pytest.raises(CniError, match=r"^netlink message shorter than its header$"):
         list(codec.replies(codec.frame(Message(16, 0, b""), 1) + bytes(15)))
+
+
+# Answers that are none, by way of the socket
+
+
+class Answers:
+    """A kernel that gives these answers, whatever it is asked."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self._answers = list(answers)
+
+    def setsockopt(self, *_: object) -> None:
+        pass
+
+    def send(self, data: bytes) -> int:
+        return len(data)
+
+    def recv_into(self, buffer: bytearray) -> int:
+        answer = self._answers.pop(0)
+        buffer[: len(answer)] = answer
+        return len(answer)
+
+
+def _acknowledged(sequence: int, errno: int = 0) -> bytes:
+    return codec.frame(Message(codec.NLMSG_ERROR, 0, struct.pack("=i16x", -errno)), sequence)
+
+
+@pytest.mark.parametrize(
+    ("answers", "msg"),
+    [
+        pytest.param((b"",), "netlink answer without a message", id="nothing"),
+        pytest.param((_acknowledged(1),), "netlink answer without a message", id="an acknowledgement only"),
+        pytest.param((_acknowledged(1, -1),), "netlink answer has the error number -1", id="a negative errno"),
+        pytest.param(
+            (_acknowledged(1, -(2**31) + 1),), "netlink answer has the error number -2147483647", id="far off"
+        ),
+        pytest.param(
+            (_acknowledged(9), _acknowledged(0), _acknowledged(1, 1)),
+            "netlink: Operation not permitted",
+            id="answers to others",
+        ),
+    ],
+)
+def test_an_answer_that_is_none_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[bytes, ...], msg: str
+) -> None:
+    monkeypatch.setattr(netlink, "socket", lambda *_: Answers(*answers))
+    with pytest.raises(CniError) as raised:
+        Kernel().link("eth0")
+    assert (raised.value.code, raised.value.msg) == (100, msg)
+
+
+ELEMENT = codec.nested(1, codec.nested(1, codec.attribute(1, b"\x0a\1\0")))
+
+
+@pytest.mark.parametrize(
+    ("decode", "msg"),
+    [
+        pytest.param(
+            lambda: nftables.rule(bytes(4)), "netlink message has no attribute 2", id="a rule without a chain"
+        ),
+        pytest.param(
+            lambda: nftables.elements(TABLE, "ports4", bytes(4) + codec.nested(3, ELEMENT)),
+            "netlink element of 3 and 3 bytes where inet_proto . inet_service takes 8",
+            id="half a key",
+        ),
+        pytest.param(
+            lambda: rtnetlink.bound_address(bytes(8) + codec.attribute(2, bytes(5))),
+            "netlink attribute has an address of 5 bytes",
+            id="an address",
+        ),
+        pytest.param(
+            lambda: rtnetlink.link(bytes(16) + codec.attribute(4, bytes(5))),
+            "netlink attribute has a number of 5 bytes",
+            id="a number",
+        ),
+    ],
+)
+def test_what_cannot_be_decoded_is_an_error(decode: Callable[[], object], msg: str) -> None:
+    with pytest.raises(CniError) as raised:
+        decode()
+    assert (raised.value.code, raised.value.msg) == (100, msg)

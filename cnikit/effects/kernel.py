@@ -99,7 +99,7 @@ class Kernel:
             return None
         if answer.errno:
             raise NetlinkError(answer.errno, answer.why)
-        return rtnetlink.link(answer.bodies[0])
+        return rtnetlink.link(answer.body)
 
     def links(self) -> list[Link]:
         """Return all links."""

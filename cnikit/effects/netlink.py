@@ -8,7 +8,17 @@ from sys import byteorder
 
 from cnikit import spec
 from cnikit.errors import CniError
-from cnikit.netlink.codec import NLM_F_ACK, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Message, error, frame, replies
+from cnikit.netlink.codec import (
+    NLM_F_ACK,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Message,
+    error,
+    frame,
+    malformed,
+    replies,
+)
 from cnikit.value import Value
 
 NETLINK_ROUTE = 0
@@ -33,6 +43,13 @@ class Answer(Value):
     errno: int
     why: str
     bodies: list[bytes]
+
+    @property
+    def body(self) -> bytes:
+        """Return the body of the one message that answers a question. Raises CniError (100) when there is none."""
+        if not self.bodies:
+            raise malformed("answer without a message")
+        return self.bodies[0]
 
 
 class NetlinkError(CniError):
@@ -81,7 +98,7 @@ class Socket:
         while len(answers) < len(messages):
             for reply in replies(self._receive()):
                 i = reply.sequence - first
-                if i < 0:
+                if not 0 <= i < len(messages):
                     continue  # an answer nobody waited for
                 if reply.type == NLMSG_ERROR:
                     answers[i] = Answer(*error(reply), bodies[i])
@@ -106,7 +123,7 @@ class Socket:
         while True:
             for reply in replies(self._receive()):
                 i = reply.sequence - first - 1
-                if i < -1 or reply.type != NLMSG_ERROR:
+                if not -1 <= i <= last or reply.type != NLMSG_ERROR:
                     continue
                 errno, _ = error(reply)
                 if errno:
@@ -158,9 +175,12 @@ class Socket:
 
     def _receive(self) -> bytes:
         try:
-            return bytes(self._buffer[: self._socket.recv_into(self._buffer)])
+            data = bytes(self._buffer[: self._socket.recv_into(self._buffer)])
         except OSError as e:
             raise NetlinkError(e.errno or 0, "") from e
+        if not data:
+            raise malformed("answer without a message")
+        return data
 
     def close(self) -> None:
         """Close the socket."""

@@ -69,7 +69,7 @@ class Nftables:
             return None
         if answer.errno:
             raise NetlinkError(answer.errno, answer.why)
-        found = nftables.elements(table, wanted.set, answer.bodies[0])
+        found = nftables.elements(table, wanted.set, answer.body)
         return found[0] if found else None
 
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:

@@ -1,5 +1,8 @@
 """Netlink's framing: messages and attributes, bytes to values and back. No sockets.
 
+What cannot be decoded, here and in the families, raises CniError (100): no kernel says such a thing, so nobody is
+prepared for it, and an error is all that can come of it.
+
 Source: linux/netlink.h. All numbers are in host byte order unless a family says otherwise; messages and attributes are
 padded to four bytes.
 """
@@ -8,6 +11,8 @@ from __future__ import annotations
 
 from _struct import Struct
 
+from cnikit import spec
+from cnikit.errors import CniError
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -21,6 +26,8 @@ NLM_F_DUMP = 0x300
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLM_F_ACK_TLVS = 0x200
+
+_MAX_ERRNO = 4095  # linux/err.h
 
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
@@ -85,37 +92,56 @@ def frame(message: Message, sequence: int) -> bytes:
     return _HEADER.pack(length, message.type, flags, sequence, 0) + message.body + bytes(-length & 3)
 
 
+def malformed(why: str) -> CniError:
+    """Return the error for an answer that cannot be decoded."""
+    return CniError(spec.KERNEL_REFUSED, f"netlink {why}")
+
+
 def replies(data: bytes) -> Iterator[Reply]:
-    """Split what one recv() gave into messages. Raises ValueError when a length is wrong."""
+    """Split what one recv() gave into messages. Raises CniError when a length is wrong."""
     offset = 0
     while offset < len(data):
         if len(data) - offset < _HEADER.size:
-            raise ValueError("netlink message shorter than its header")
+            raise malformed("message shorter than its header")
         length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
         if not _HEADER.size <= length <= len(data) - offset:
-            raise ValueError(f"netlink message says it is {length} bytes long")
+            raise malformed(f"message says it is {length} bytes long")
         yield Reply(kind, flags, sequence, data[offset + _HEADER.size : offset + length])
         offset += length + 3 & ~3
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Decode attributes by type, the last of a type winning. Raises ValueError when a length is wrong."""
+    """Decode attributes by type, the last of a type winning. Raises CniError when a length is wrong."""
     found: dict[int, bytes] = {}
     end = len(data)
     while offset + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if not 4 <= length <= end - offset:
-            raise ValueError(f"netlink attribute says it is {length} bytes long")
+            raise malformed(f"attribute says it is {length} bytes long")
         found[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + length]
         offset += length + 3 & ~3
     return found
 
 
 def header(layout: Struct, body: bytes) -> tuple[int, ...]:
-    """Decode the family's header a body begins with. Raises ValueError when the body is shorter."""
+    """Decode the family's header a body begins with. Raises CniError when the body is shorter."""
     if len(body) < layout.size:
-        raise ValueError(f"netlink message of {len(body)} bytes where its header takes {layout.size}")
+        raise malformed(f"message of {len(body)} bytes where its header takes {layout.size}")
     return layout.unpack_from(body)
+
+
+def needed(found: dict[int, bytes], kind: int) -> bytes:
+    """Return an attribute that must be there. Raises CniError."""
+    if kind not in found:
+        raise malformed(f"message has no attribute {kind}")
+    return found[kind]
+
+
+def ip(data: bytes) -> bytes:
+    """Return the address an attribute holds, b"" for none. Raises CniError when it has no address's length."""
+    if len(data) not in (0, 4, 16):
+        raise malformed(f"attribute has an address of {len(data)} bytes")
+    return data
 
 
 def text(data: bytes) -> str:
@@ -124,7 +150,9 @@ def text(data: bytes) -> str:
 
 
 def number(data: bytes) -> int:
-    """Decode an unsigned number of any width."""
+    """Decode an unsigned number of up to four bytes. Raises CniError when there are more."""
+    if len(data) > 4:
+        raise malformed(f"attribute has a number of {len(data)} bytes")
     return int.from_bytes(data, "little" if _INT.pack(1)[0] else "big")
 
 
@@ -133,6 +161,8 @@ def error(reply: Reply) -> tuple[int, str]:
     if reply.type == NLMSG_DONE and not reply.body:
         return 0, ""
     errno = -header(_INT, reply.body)[0]
+    if not 0 <= errno <= _MAX_ERRNO:
+        raise malformed(f"answer has the error number {errno}")
     if not reply.flags & NLM_F_ACK_TLVS:
         return errno, ""
     # NETLINK_CAP_ACK: of the request only the header is echoed, behind the error number.

@@ -18,6 +18,9 @@ from cnikit.netlink.codec import (
     Message,
     attribute,
     attributes,
+    header,
+    malformed,
+    needed,
     nested,
     string,
     text,
@@ -255,14 +258,14 @@ def dump_rules(table: Table) -> Message:
 def rule(body: bytes) -> tuple[str, str]:
     """Decode a rule: its chain, and its comment."""
     parts = attributes(body, _GENMSG.size)
-    return text(parts[NFTA_RULE_CHAIN]), comment(parts, NFTA_RULE_USERDATA)
+    return text(needed(parts, NFTA_RULE_CHAIN)), comment(parts, NFTA_RULE_USERDATA)
 
 
 def del_rule(table: Table, body: bytes) -> Message:
     """Return the message that deletes a rule that was listed."""
     parts = attributes(body, _GENMSG.size)
     kinds = (NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE)
-    return request(NFT_MSG_DELRULE, table.family, 0, *(attribute(kind, parts[kind]) for kind in kinds))
+    return request(NFT_MSG_DELRULE, table.family, 0, *(attribute(kind, needed(parts, kind)) for kind in kinds))
 
 
 def get_chain(family: str, table: str, name: str) -> Message:
@@ -277,14 +280,14 @@ def dump_chains() -> Message:
 
 def base_chain(body: bytes) -> tuple[str, str, str, str, int] | None:
     """Decode a chain: family, table, name, hook and policy (NF_DROP or NF_ACCEPT); None when it is no base chain."""
-    parts = attributes(body, _GENMSG.size)
-    family = next((name for name, value in FAMILIES.items() if value == body[0]), "")
+    number, parts = header(_GENMSG, body)[0], attributes(body, _GENMSG.size)
+    family = next((name for name, value in FAMILIES.items() if value == number), "")
     hook = attributes(parts.get(NFTA_CHAIN_HOOK, b"")).get(NFTA_HOOK_HOOKNUM)
     if not family or hook is None:
         return None
     place = next((name for name, value in HOOKS.items() if value == int.from_bytes(hook, "big")), "")
     policy = int.from_bytes(parts.get(NFTA_CHAIN_POLICY, bytes(4)), "big")
-    return family, text(parts[NFTA_CHAIN_TABLE]), text(parts[NFTA_CHAIN_NAME]), place, policy
+    return family, text(needed(parts, NFTA_CHAIN_TABLE)), text(needed(parts, NFTA_CHAIN_NAME)), place, policy
 
 
 def dump_elements(table: Table, name: str) -> Message:
@@ -312,14 +315,14 @@ def _list(data: bytes) -> Iterator[bytes]:
     while offset + 4 <= len(data):
         length, _ = _TLV.unpack_from(data, offset)
         if length < 4:
-            raise ValueError(f"netlink attribute says it is {length} bytes long")
+            raise malformed(f"attribute says it is {length} bytes long")
         yield data[offset + 4 : offset + length]
         offset += length + 3 & ~3
 
 
 def _element(found: Set, data: bytes) -> Element:
     parts = attributes(data)
-    low = attributes(parts[NFTA_SET_ELEM_KEY])[NFTA_DATA_VALUE]
+    low = needed(attributes(needed(parts, NFTA_SET_ELEM_KEY)), NFTA_DATA_VALUE)
     high = attributes(parts.get(NFTA_SET_ELEM_KEY_END, b"")).get(NFTA_DATA_VALUE, low)
     value = attributes(parts.get(NFTA_SET_ELEM_DATA, b"")).get(NFTA_DATA_VALUE, b"")
     return Element(
@@ -332,6 +335,10 @@ def _element(found: Set, data: bytes) -> Element:
 
 def _words(kinds: tuple[str, ...], low: bytes, high: bytes) -> tuple[str, ...]:
     words, offset = [], 0
+    if len(low) < sum(widths(kinds)) or len(high) != len(low):
+        raise malformed(
+            f"element of {len(low)} and {len(high)} bytes where {' . '.join(kinds)} takes {sum(widths(kinds))}"
+        )
     for kind, size in zip(kinds, widths(kinds), strict=True):
         end = offset + TYPES[kind][1]
         words.append(decoded(kind, low[offset:end], high[offset:end]))

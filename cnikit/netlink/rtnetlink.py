@@ -19,6 +19,8 @@ from cnikit.netlink.codec import (
     attribute,
     attributes,
     header,
+    ip,
+    malformed,
     nested,
     number,
     string,
@@ -56,9 +58,9 @@ RTPROT_BOOT = 3
 RT_SCOPE_UNIVERSE = 0
 RTN_UNICAST = 1
 
-_IFINFO = Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+_IFINFO = Struct("=BxHIII")  # ifinfomsg: family, type, index, flags, change
 _IFADDR = Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
-_RTNEXTHOP = Struct("=HBBi")  # rtnexthop: length, flags, hops, index
+_RTNEXTHOP = Struct("=HBBI")  # rtnexthop: length, flags, hops, index
 _RTMSG = Struct("=BBBBBBBBI")  # rtmsg: family, dst len, src len, tos, table, protocol, scope, type, flags
 
 
@@ -228,7 +230,7 @@ def bound_address(body: bytes) -> BoundAddress:
     _, length, flags, _, index = header(_IFADDR, body)
     got = attributes(body, _IFADDR.size)
     flags = number(got[IFA_FLAGS]) if IFA_FLAGS in got else flags
-    return BoundAddress(index, got.get(IFA_LOCAL, got.get(IFA_ADDRESS, b"")), length, flags)
+    return BoundAddress(index, ip(got.get(IFA_LOCAL, got.get(IFA_ADDRESS, b""))), length, flags)
 
 
 def new_route(route: KernelRoute, af: int, mtu: int = 0, advmss: int = 0) -> Message:
@@ -256,9 +258,9 @@ def kernel_routes(body: bytes) -> tuple[KernelRoute, ...]:
     _, length, _, _, table, _, scope, _, _ = header(_RTMSG, body)
     got = attributes(body, _RTMSG.size)
     route = KernelRoute(
-        dst=got.get(RTA_DST, b""),
+        dst=ip(got.get(RTA_DST, b"")),
         length=length,
-        gw=got.get(RTA_GATEWAY, b""),
+        gw=ip(got.get(RTA_GATEWAY, b"")),
         oif=number(got.get(RTA_OIF, b"")),
         table=number(got[RTA_TABLE]) if RTA_TABLE in got else table,
         priority=number(got.get(RTA_PRIORITY, b"")),
@@ -273,8 +275,8 @@ def _next_hops(data: bytes) -> Iterator[tuple[bytes, int]]:
     while data:
         length, _, _, oif = header(_RTNEXTHOP, data)
         if not _RTNEXTHOP.size <= length <= len(data):
-            raise ValueError(f"next hop says it is {length} bytes long")
-        yield attributes(data[:length], _RTNEXTHOP.size).get(RTA_GATEWAY, b""), oif
+            raise malformed(f"next hop says it is {length} bytes long")
+        yield ip(attributes(data[:length], _RTNEXTHOP.size).get(RTA_GATEWAY, b"")), oif
         data = data[length + 3 & ~3 :]
 
 
