@@ -20,11 +20,12 @@ from cnikit.effects import netns
 from cnikit.effects.conntrack import Conntrack
 from cnikit.effects.kernel import World
 from cnikit.effects.netlink import NETLINK_NETFILTER, NetlinkError, Socket
+from cnikit.errors import CniError
 from cnikit.hostports import StaleFlows
 from cnikit.netlink import codec, conntrack
 from cnikit.netlink.codec import Message
 from cnikit.netlink.conntrack import Flow
-from cnikit.objects import CONTAINER, HOST
+from cnikit.objects import CONTAINER, HOST, Make
 from cnikit.plan import Del, Set, apply, remove, render, verify
 from tests.fake_kernel import FakeWorld
 
@@ -134,7 +135,7 @@ def test_an_entry_without_ports_has_port_0() -> None:
 
 
 def test_a_body_shorter_than_its_header_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^netlink message of 3 bytes where its header takes 4$"):
+    with pytest.raises(CniError, match=r"^netlink message of 3 bytes where its header takes 4$"):
         conntrack.flow(b"\x02\0\0")
 
 
@@ -285,6 +286,16 @@ def test_removing_forgets_too(world: EITHER) -> None:
     flows, forgotten = FORGOTTEN["a port"]
     assert remove([Del(flows), Del(flows)], world) == []
     assert _left(world) == FLOWS - forgotten
+
+
+def test_many_ports_are_asked_for_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A published port is an object of its own; 1000 of UDP's used to take 1000 looks through the kernel's table."""
+    asked: list[StaleFlows] = []
+    monkeypatch.setattr(Conntrack, "forget", lambda _, flows, __: asked.append(flows))
+    old = [StaleFlows(HOST, "udp", (port,), AF_INET) for port in range(1, 1001)]
+    other = StaleFlows(HOST, "udp", (53,), AF_INET, "10.0.0.1")
+    assert world[HOST].change([Make(one) for one in (*old, other, other)]) == [None] * 1002
+    assert [(flows.address, len(flows.ports)) for flows in asked] == [("", 1000), ("10.0.0.1", 2)]
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,15 @@ def change(changes: Sequence[Change], fd: int | None) -> list[Refusal | None]:
 
 
 def _forget(flows: list[Object], entries: int) -> None:
+    # Together, for the kernel looks through its table for each question.
+    joined: dict[StaleFlows, list[int]] = {}
+    for some in flows:
+        if isinstance(some, StaleFlows):
+            joined.setdefault(some.replace(ports=()), []).extend(some.ports)
     tracking = Conntrack()
     try:
-        for some in flows:
-            if isinstance(some, StaleFlows):
-                tracking.forget(some, entries)
+        for some, ports in joined.items():
+            tracking.forget(some.replace(ports=tuple(ports)), entries)
     finally:
         tracking.close()
 
