@@ -717,3 +717,65 @@ def test_the_plugin_takes_back_what_it_did_when_a_zone_refuses(host: str, contai
         assert "cnikit_firewall" not in sh("nft list tables")
     finally:
         firewalld.remove_source("internal", "fd00:88::5/128")
+
+
+# A bus that is somebody else's
+
+
+@contextmanager
+def _speaks(path: Path, said: bytes) -> Iterator[None]:
+    """Have somebody on a Unix socket who says something, again and again, whatever he is asked."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    connection.recv(4096)
+                    connection.sendall(b"OK 0\r\n")
+                    while True:
+                        connection.sendall(said)
+                except OSError:
+                    continue
+
+    thread = Thread(target=serve)
+    thread.start()
+    yield
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    listener.close()
+
+
+SIGNAL = new_signal(BUS, "NameAcquired", "s", (":1.1",)).serialise(1)
+WELCOME = b"l\2\1\1\0\0\0\0\1\0\0\0\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("said", "msg"),
+    [
+        pytest.param(SIGNAL, "firewalld: the bus says more than 65536 bytes", id="signals without an end"),
+        pytest.param(b"l\2\1\1" + b"\xff" * 12, "firewalld: the bus says more than 65536 bytes", id="8 GiB to come"),
+        pytest.param(WELCOME + b"\xff" * 16, "firewalld: the bus says", id="no message"),
+    ],
+)
+def test_a_bus_that_says_too_much_is_not_heard_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes, msg: str
+) -> None:
+    _name(monkeypatch, f"{tmp_path}/bus")
+    with _speaks(tmp_path / "bus", said), pytest.raises(FirewalldError) as raised:
+        firewalld.zone_of("10.1.0.2/32")
+    assert (raised.value.code, raised.value.msg[: len(msg)]) == (11, msg)
+
+
+@pytest.mark.parametrize(
+    "address", ["unix:path=%zz", "unix:path=%", "unix:path=/a%00b", "unix:path=%ff%", "unix:path="]
+)
+def test_an_address_that_is_written_wrong_is_no_bus(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(posix.environ, b"DBUS_SYSTEM_BUS_ADDRESS", address.encode())
+    assert not firewalld.is_running()

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # Seconds to wait for each answer.
 PATIENCE = 5.0
 
+# Bytes, of what a bus says to one question: what we ask is answered in a few words, and a signal may come in between.
+MOST = 1 << 16
+
 # The specification wants the second; not every system has a link from /var/run to /run.
 PLACES = b"unix:path=/run/dbus/system_bus_socket;unix:path=/var/run/dbus/system_bus_socket"
 
@@ -78,9 +81,9 @@ def call(name: str, path: str, interface: str, member: str, *texts: str) -> Any:
     try:
         connection.sendall(message.serialise(serial=2))
         while True:
-            answer = parser.get_next_message()
+            answer = _parsed(parser)
             if answer is None:
-                parser.add_data(_receive(connection, 4096))
+                parser.add_data(connection.receive(4096))
             elif answer.header.fields.get(jeepney.HeaderFields.reply_serial) == 2:
                 break
     except OSError as e:
@@ -89,16 +92,40 @@ def call(name: str, path: str, interface: str, member: str, *texts: str) -> Any:
         connection.close()
     first = answer.body[0] if answer.body else None
     if answer.header.message_type is jeepney.MessageType.error:
-        raise BusError(answer.header.fields[jeepney.HeaderFields.error_name], str(first))
+        raise BusError(str(answer.header.fields.get(jeepney.HeaderFields.error_name)), str(first))
     return first
 
 
-def _connect() -> socket:
+def _parsed(parser: Any) -> Any:
+    """Return the next message, None when more must be read for it. Raises OSError when it is none."""
+    try:
+        return parser.get_next_message()
+    except Exception:  # The library tells by all kinds of them.
+        raise OSError(EPROTO, "the bus says what is no message") from None
+
+
+class _Bus(socket):
+    """A connection to a bus, which has only so much to say on it."""
+
+    left = MOST
+
+    def receive(self, most: int) -> bytes:
+        """Return what comes next, at least one byte. Raises OSError."""
+        if not self.left:
+            raise OSError(EPROTO, f"the bus says more than {MOST} bytes")
+        data = self.recv(min(most, self.left))
+        if not data:
+            raise ConnectionResetError
+        self.left -= len(data)
+        return data
+
+
+def _connect() -> _Bus:
     """Return a connection on which we have said who we are, and Hello. Raises BusError."""
     failed = BusError(NO_SERVER, "DBUS_SYSTEM_BUS_ADDRESS names no Unix socket")
     for address in _addresses(posix.environ.get(b"DBUS_SYSTEM_BUS_ADDRESS") or PLACES):
         try:
-            connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+            connection = _Bus(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         except OSError as e:
             raise _befallen(e) from None
         try:
@@ -118,19 +145,28 @@ def _addresses(listed: bytes) -> Iterator[bytes]:
         kind, _, keys = entry.partition(b":")
         for key, _, value in (pair.partition(b"=") for pair in keys.split(b",")):
             if kind == b"unix" and key in (b"path", b"abstract"):
-                first, *escaped = value.split(b"%")
-                path = first + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in escaped)
-                yield path if key == b"path" else b"\0" + path
+                path = _unescaped(value)
+                if path and b"\0" not in path:
+                    yield path if key == b"path" else b"\0" + path
 
 
-def _introduce(connection: socket, address: bytes) -> None:
+def _unescaped(value: bytes) -> bytes:
+    """Return what is meant by a value with %20 in it, b"" by one that is wrong."""
+    first, *escaped = value.split(b"%")
+    try:
+        return first + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in escaped)
+    except ValueError:
+        return b""
+
+
+def _introduce(connection: _Bus, address: bytes) -> None:
     """Connect, authenticate as the user we run as, and say Hello. Raises OSError."""
     connection.settimeout(PATIENCE)
     connection.connect(address)
     connection.sendall(b"\0AUTH EXTERNAL %b\r\n" % str(posix.geteuid()).encode().hex().encode())
     line = b""
     while not line.endswith(b"\r\n"):
-        line += _receive(connection, 512)
+        line += connection.receive(512)
     if not line.startswith(b"OK "):
         raise OSError(EACCES, f"the bus does not take us in: {line.decode('ascii', 'replace').rstrip()}")
     connection.sendall(b"BEGIN\r\n" + _to_bus(1, "Hello"))
@@ -159,7 +195,7 @@ def _string(text: str) -> bytes:
     return _LENGTH.pack(len(encoded)) + encoded + b"\0"
 
 
-def _answer(connection: socket) -> tuple[int, bytes]:
+def _answer(connection: _Bus) -> tuple[int, bytes]:
     """Return the type and the body of the next message that is an answer. Raises OSError."""
     while True:
         head = _receive_whole(connection, 16)
@@ -170,17 +206,10 @@ def _answer(connection: socket) -> tuple[int, bytes]:
             return head[1], rest[len(rest) - length :]
 
 
-def _receive_whole(connection: socket, length: int) -> bytes:
+def _receive_whole(connection: _Bus, length: int) -> bytes:
     data = b""
     while len(data) < length:
-        data += _receive(connection, length - len(data))
-    return data
-
-
-def _receive(connection: socket, most: int) -> bytes:
-    data = connection.recv(most)
-    if not data:
-        raise ConnectionResetError
+        data += connection.receive(length - len(data))
     return data
 
 
