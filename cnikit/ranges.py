@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # RFC 4291, 2.5.6: always on the link, so a router of any IPv6 subnet may have it.
 _LINK_LOCAL = b"\xfe\x80" + bytes(14)
 
+# Ranges of a configuration: each is compared with all others, and each address with each.
+MOST = 128
+
 
 class Range(Value):
     """The addresses start to end, both included, of subnet/length; the gateway among them is not for giving out."""
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
 
 def read_sets(groups: list[tuple[str, tuple[Fields, ...]]], version: str) -> tuple[RangeSet, ...]:
     """Read the range sets of a configuration, each given with its key's path. Raises CniError, code 7."""
+    count = sum(len(group) for _, group in groups)
+    if count > MOST:
+        raise invalid_config("ipam.ranges", f"{count} ranges are too many, {MOST} is the most")
     if not groups:
         raise invalid_config("ipam.ranges", "no IP ranges specified", "give ipam.subnet or ipam.ranges")
     sets: list[RangeSet] = []

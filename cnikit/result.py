@@ -118,6 +118,10 @@ _KEYS: dict[type[Value], tuple[tuple[str, str, Callable[[Fields, str], Any]], ..
 _MUST = {IP: "address", Route: "dst"}
 
 
+# Of a list: what is far more than an interface can use takes more time and memory than a call has.
+MOST: dict[type[Value], int] = {Interface: 256, IP: 256, Route: 4096}
+
+
 def read(cls: type[_V], f: Fields) -> _V:
     """Read one record of a result, or of a configuration that has the same shape (routes, dns)."""
     value = cls(**{field: typed(f, key) for key, field, typed in _KEYS[cls]})
@@ -125,6 +129,14 @@ def read(cls: type[_V], f: Fields) -> _V:
     if must and not getattr(value, must):
         raise f.invalid(must, "is missing")
     return value
+
+
+def listed(cls: type[_V], f: Fields, key: str) -> tuple[_V, ...]:
+    """Read a list of records. Raises CniError when it is too long."""
+    raw = f.raw(key)
+    if isinstance(raw, list) and len(raw) > MOST[cls]:
+        raise f.invalid(key, f"{len(raw)} are too many, {MOST[cls]} is the most")
+    return tuple(read(cls, one) for one in f.objects(key))
 
 
 def write(value: Value) -> dict[str, Any]:
@@ -145,9 +157,9 @@ def parse(f: Fields, default_version: str) -> Result:
     dns = read(DNS, f.object("dns"))
     if not spec.at_least(version, "0.3.0"):
         return _parse_per_family(f, dns)
-    interfaces = tuple(read(Interface, i) for i in f.objects("interfaces"))
-    ips = tuple(_indexed(read(IP, i), len(interfaces)) for i in f.objects("ips"))
-    return Result(interfaces, ips, tuple(read(Route, r) for r in f.objects("routes")), dns)
+    interfaces = listed(Interface, f, "interfaces")
+    ips = tuple(_indexed(ip, len(interfaces)) for ip in listed(IP, f, "ips"))
+    return Result(interfaces, ips, listed(Route, f, "routes"), dns)
 
 
 def _indexed(ip: IP, interfaces: int) -> IP:
@@ -164,7 +176,7 @@ def _parse_per_family(f: Fields, dns: DNS) -> Result:
             if not one.string("ip"):
                 raise one.invalid("ip", "is missing")
             ips.append(IP(_cidr(one, "ip"), _ip(one, "gateway")))
-            routes += [read(Route, r) for r in one.objects("routes")]
+            routes += listed(Route, one, "routes")
     return Result((), tuple(ips), tuple(routes), dns)
 
 

@@ -76,8 +76,6 @@ of an unknown network makes no folder. CHECK looks at prevResult.
 
 from __future__ import annotations
 
-import posix
-
 from cnikit import ranges, result, spec
 from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
 from cnikit.effects import files, leases
@@ -117,7 +115,7 @@ def add(request: Request) -> Result:
     sets = _sets(request)
     wanted = _wanted(request, sets)
     ipam = request.config.object("ipam")
-    routes = tuple(result.read(Route, f) for f in ipam.objects("routes"))
+    routes = result.listed(Route, ipam, "routes")
     dns = _resolv_conf(ipam)
     with Store(_folder(request), create=True) as store:
         ips = _lease(store, request, sets, wanted)
@@ -227,7 +225,10 @@ def _awaits_ranges(request: Request) -> bool:
 def _wanted(request: Request, sets: tuple[RangeSet, ...]) -> dict[int, Wanted]:
     """Return the address asked for of each set, by the set's number."""
     chosen: dict[int, Wanted] = {}
-    for one in _asked_for(request):
+    asked = _asked_for(request)
+    if len(asked) > ranges.MOST:
+        raise asked[-1].refused(f"is one too many, {ranges.MOST} is the most")
+    for one in asked:
         index = next((i for i, range_set in enumerate(sets) if any(one.address in r for r in range_set)), -1)
         if index < 0:
             names = ", ".join(str(r) for range_set in sets for r in range_set)

@@ -81,7 +81,7 @@ def add(request: Request) -> Result:
     """Return what the configuration says."""
     ips = _ips(request)
     ipam = request.config.object("ipam")
-    routes = tuple(result.read(Route, f) for f in ipam.objects("routes"))
+    routes = result.listed(Route, ipam, "routes")
     return Result((), ips, routes, result.read(DNS, ipam.object("dns")))
 
 
@@ -118,7 +118,10 @@ def _ips(request: Request) -> tuple[IP, ...]:
     config = request.config
     if not config.has("ipam"):
         raise config.invalid("ipam", "is missing")
-    addresses = [_configured(f) for f in config.object("ipam").objects("addresses")]
+    configured = config.object("ipam").objects("addresses")
+    if len(configured) > result.MOST[IP]:
+        raise invalid_config("ipam.addresses", f"{len(configured)} are too many, {result.MOST[IP]} is the most")
+    addresses = [_configured(f) for f in configured]
     addresses = _with_arguments(addresses, request.arguments())
     for f in (config.object("args").object("cni"), config.object("runtimeConfig")):
         addresses = _replaced(addresses, f) or addresses
@@ -159,13 +162,19 @@ def _with_arguments(addresses: list[Address], arguments: dict[str, str]) -> list
 
 
 def _listed(arguments: dict[str, str], key: str) -> list[str]:
-    return [text.strip() for text in arguments[key].split(",")] if key in arguments else []
+    found = [text.strip() for text in arguments[key].split(",")] if key in arguments else []
+    if len(found) > result.MOST[IP]:
+        raise invalid_environment("CNI_ARGS", f"{key}: {len(found)} are too many, {result.MOST[IP]} is the most")
+    return found
 
 
 def _replaced(addresses: list[Address], f: Fields) -> list[Address]:
     """Return the addresses that `ips` puts in the place of those so far."""
     found = []
-    for i, text in enumerate(f.strings("ips")):
+    wanted = f.strings("ips")
+    if len(wanted) > result.MOST[IP]:
+        raise f.invalid("ips", f"{len(wanted)} are too many, {result.MOST[IP]} is the most")
+    for i, text in enumerate(wanted):
         try:
             address = Address(*parse_cidr(text))
         except ValueError as e:
