@@ -375,8 +375,7 @@ def _resolv_conf(ipam: Fields) -> DNS:
     if not path:
         return DNS()
     try:
-        # A FIFO must not keep us waiting for its writer.
-        text = files.read(path, posix.O_NONBLOCK).decode("utf-8", "replace")
+        text = files.read(path).decode("utf-8", "replace")
     except OSError as e:
         raise ipam.invalid("resolvConf", f"{path}: {e.strerror}") from None
     return _parse_resolv_conf(text)

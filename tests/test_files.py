@@ -34,3 +34,8 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     files.read(str(tmp_path / "file"))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_fifo_that_nobody_writes_to_is_empty(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert files.read(str(tmp_path / "fifo")) == b""

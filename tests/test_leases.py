@@ -610,3 +610,44 @@ def test_a_folder_that_somebody_else_makes_meanwhile_is_taken(tmp_path: Path, mo
     monkeypatch.setattr(posix, "mkdir", mkdir)
     with Store(str(folder), create=True) as store:
         assert store.listing() == ["lock"]
+
+
+# What somebody else has put there
+
+
+@pytest.mark.parametrize("name", ["lock", "last_reserved_ip.0", "10.1.0.2", ".owners/new"])
+def test_a_fifo_keeps_nobody_waiting(folder: Path, name: str) -> None:
+    (folder / ".owners").mkdir(parents=True)
+    os.mkfifo(folder / name)
+    try:
+        reserve(folder, "10.1.0.2", C1)
+    except CniError as e:
+        assert e.code == spec.IO_FAILURE  # noqa: PT017 (a lock may be a FIFO, what is to be written may not)
+    assert addresses_of(folder, C2) == []
+
+
+def test_an_index_that_leads_out_of_the_folder_is_not_followed(folder: Path) -> None:
+    reserve(folder, "10.1.0.2", C2)
+    outside = folder.parent / "10.1.0.9"
+    outside.write_bytes(C1)
+    (folder / ".owners" / Path(Store("")._link(C1)).name).symlink_to("../10.1.0.9")
+    with Store(str(folder)) as store:
+        store._stamp()
+    with Store(str(folder)) as store:
+        assert store._is_stamped()
+        assert store.find("c1", "eth0")[1] == ()
+        store.release(*store.find("c1", "eth0"))
+    assert outside.read_bytes() == C1
+
+
+def test_a_path_may_have_many_folders(tmp_path: Path) -> None:
+    path = str(tmp_path) + "/a" * 1500
+    assert leases.write_fault(path) == ""
+    leases.make_folder(path)
+    assert os.path.isdir(path)
+
+
+def test_a_folder_below_a_link_to_nothing_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError):
+        leases.make_folder(f"{tmp_path}/link/a/b")

@@ -11,8 +11,11 @@ _AT_ONCE = 1 << 16
 
 
 def read(path: str, flags: int = 0, most: int = 1 << 20) -> bytes:
-    """Return what is in a file, a mebibyte at most: hardly anything we read is as long. Raises OSError."""
-    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | flags)
+    """Return what is in a file, a mebibyte at most: hardly anything we read is as long. Raises OSError.
+
+    A FIFO that nobody writes to is empty.
+    """
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | flags)
     try:
         content = part = posix.read(fd, _AT_ONCE)
         while len(part) == _AT_ONCE and len(content) < most:

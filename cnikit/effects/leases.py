@@ -295,7 +295,7 @@ class Store:
             addresses, self._notes[owner], _ = _read_link(self._link(owner))
         except FileNotFoundError:
             return ()
-        return addresses if all(self.content(address) == owner for address in addresses) else None
+        return addresses if all(is_address(one) and self.content(one) == owner for one in addresses) else None
 
     def _rebuild(self, found: dict[bytes, tuple[str, ...]]) -> None:
         """Make the index anew; what was noted of leases that are as they were stays."""
@@ -422,12 +422,14 @@ def write_fault(folder: str) -> str:
 
     Tried with a file without a name (O_TMPFILE), which leaves nothing behind, not even the folder's time.
     """
-    try:
-        fd = posix.open(folder, posix.O_TMPFILE | posix.O_WRONLY, 0o600)
-    except FileNotFoundError:
-        return write_fault(folder.rpartition("/")[0] or "/")
-    except OSError as e:
-        return _without_tmpfile(folder, e)
+    fd = -1
+    while fd < 0:
+        try:
+            fd = posix.open(folder, posix.O_TMPFILE | posix.O_WRONLY, 0o600)
+        except FileNotFoundError:
+            folder = folder.rpartition("/")[0] or "/"
+        except OSError as e:
+            return _without_tmpfile(folder, e)
     try:
         posix.write(fd, b"\n")
     except OSError as e:
@@ -447,11 +449,15 @@ def _without_tmpfile(folder: str, e: OSError) -> str:
 
 def make_folder(path: str) -> None:
     """Make a folder and those above it, where they are missing. Raises OSError."""
-    try:
-        _make_one_folder(path)
-    except FileNotFoundError:
-        make_folder(path.rpartition("/")[0])
-        _make_one_folder(path)
+    missing = [path]
+    while not _has_parent(missing[-1]):
+        missing.append(missing[-1].rpartition("/")[0])
+    for folder in reversed(missing):
+        _make_one_folder(folder)
+
+
+def _has_parent(path: str) -> bool:
+    return posix.access(path.rpartition("/")[0] or "/", posix.F_OK)
 
 
 def _make_one_folder(path: str) -> None:
