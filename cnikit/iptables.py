@@ -187,7 +187,8 @@ class Rules(Object):
             else:
                 self._refill(chain, edit)
         for rule in self.own:
-            edit.need(rule)
+            if self.sources or rule.chain not in self.private:  # those others are there now
+                edit.need(rule)
 
     def _refill(self, chain: str, edit: Edit) -> None:
         """Have in a private chain, and leading there, nothing from an earlier ADD."""
@@ -250,7 +251,7 @@ def saved(text: str) -> dict[str, dict[str, list[str]]]:
             chains[line[1:].partition(" ")[0]] = []
         elif line.startswith("-A "):
             chain, _, rule = line[3:].partition(" ")
-            chains[chain].append(rule)
+            chains.setdefault(chain, []).append(rule)
     return tables
 
 
