@@ -171,6 +171,9 @@ def _host_links(conf: Conf, given: Result) -> list[str]:
     if not links and conf.policy != "open":
         why = f"{conf.policy!r} needs a bridge: chain firewall behind the plugin bridge"
         raise invalid_config("ingressPolicy", why)
+    for name in links:
+        if fault := spec.ifname_fault(name):
+            raise invalid_config("prevResult.interfaces", f"{name!r:.100}: {fault}")
     return links or [""]
 
 

@@ -192,6 +192,19 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+# What a plugin before says of its links goes into rules.
+NAMES = ("x" * 16, "a b", "a\n-A INPUT -j DROP", "a/b", "", "é" * 40_000)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_a_link_that_cannot_be_is_refused(node: Node, name: str, backend: str) -> None:
+    given = {"interfaces": [{"name": name}], "ips": [{"address": "10.81.1.2/24"}]}
+    code, msg = node.one.call("ADD", backend=backend, ingressPolicy="isolated", prevResult=given).error()
+    assert (code, msg.startswith("prevResult.interfaces: ")) == (7, True), msg
+    assert "INPUT" not in sh("iptables-save")
+
+
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("verb", ["ADD", "CHECK", "STATUS"])
 def test_bad_configuration(node: Node, case: str, verb: str) -> None:
