@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ETXTBSY, ETIMEDOUT = 26, 110
-SIGKILL = 9
+SIGKILL, SIGPIPE = 9, 13
 _BUSY_TRIES = 5
 _BUSY_PAUSE = 0.2  # seconds
 
@@ -41,13 +41,13 @@ def run(
 def _spawn(path: str, arguments: list[str], environ: Mapping[str, str], actions: list[tuple[int, int, int]]) -> int:
     for _ in range(_BUSY_TRIES - 1):
         try:
-            return posix.posix_spawn(path, arguments, environ, file_actions=actions)
+            return posix.posix_spawn(path, arguments, environ, file_actions=actions, setsigdef=(SIGPIPE,))
         except OSError as e:
             # Somebody is just writing it: an installation under running calls.
             if e.errno != ETXTBSY:
                 raise
         sleep(_BUSY_PAUSE)
-    return posix.posix_spawn(path, arguments, environ, file_actions=actions)
+    return posix.posix_spawn(path, arguments, environ, file_actions=actions, setsigdef=(SIGPIPE,))
 
 
 def _wait(pid: int, limit: float) -> int:
