@@ -288,7 +288,8 @@ def test_removing_forgets_too(world: EITHER) -> None:
     assert _left(world) == FLOWS - forgotten
 
 
-def test_many_ports_are_asked_for_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("world", ["real"], indirect=True)
+def test_many_ports_are_asked_for_together(world: EITHER, monkeypatch: pytest.MonkeyPatch) -> None:
     """A published port is an object of its own; 1000 of UDP's used to take 1000 looks through the kernel's table."""
     asked: list[StaleFlows] = []
     monkeypatch.setattr(Conntrack, "forget", lambda _, flows, __: asked.append(flows))
