@@ -16,6 +16,7 @@ import copy
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -216,6 +217,8 @@ class Configured:
         """Tell whether a file may be touched: one that is named, or is in a folder that is, or is made for that."""
         if path.endswith(".py"):
             return True  # The traceback of an internal error, which is one thing to find, quotes the source.
+        if EVIDENCE.fullmatch(path):
+            return True
         return path in self._files or any(
             f"{folder}/".startswith(f"{path}/".replace("//", "/"))
             or (path.startswith(f"{folder}/") and not {"", ".", ".."} & {*path[len(folder) + 1 :].split("/")})
@@ -232,6 +235,9 @@ def _keys(of: Any) -> dict[str, Any]:
     """Return an object's keys as the plugins find them: in any case, the last of several, and null is none."""
     return {key.lower(): value for key, value in of.items() if value is not None} if isinstance(of, dict) else {}
 
+
+# What host-local looks at to tell who is alive.
+EVIDENCE = re.compile(r"/proc(/sys/kernel/random/boot_id|/uptime|/\d+/mountinfo)?")
 
 # What a configuration may hold that nobody has thought of.
 LONG = "x" * 65536

@@ -208,7 +208,7 @@ NAMES = {
     "a path": "/tmp/cnikit-trap",
     "a file in /etc": "/etc/passwd",
     "64 KiB": LONG,
-    "a path of 1500 folders": "/tmp" + "/cnikit-trap" * 300,
+    "a path of 300 folders": "/tmp" + "/cnikit-trap" * 300,
     "a newline": "a\nb",
     "a NUL": "a\0b",
     "a blank": "a b",

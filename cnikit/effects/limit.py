@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posix
 import sys
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import allocate_lock, get_ident, stack_size, start_new_thread
 
 from cnikit.errors import invalid_environment
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 VARIABLE = "CNIKIT_TIME_LIMIT"
 DEFAULT = 30.0
 _LONGEST = 3600
+_STACK = 1 << 20  # bytes; what is usual counts eight times as much against a limit of the caller's
 
 _end = 0.0
 _answering = allocate_lock()
@@ -39,6 +40,7 @@ def start(environ: Mapping[str, str], tell: Callable[[str], None] | None) -> Non
     global _end  # noqa: PLW0603, a process has one verb to serve
     _end = _now() + seconds(environ)
     if tell is not None:
+        stack_size(_STACK)
         try:
             start_new_thread(_watch, (get_ident(), tell))
         except RuntimeError:
