@@ -80,9 +80,10 @@ build() {
 
 # Make build/bootloader/run, PyInstaller's bootloader for the plugins of a lean build, with five words changed. It does
 # not start itself a second time, so that libraries are looked for in the runtime folder: the folder is built in. It
-# starts the interpreter's core only, see boot.py, and leaves the caller's locale alone. And it ignores SIGPIPE, as the
-# interpreter's other half would, and whatever variables of its own (_PYI_...) the caller has: they are for the second
-# start. Without a compiler PyInstaller's own will do, and each call takes 3 ms longer.
+# starts the interpreter's core only, see boot.py, and leaves the caller's locale alone. It ignores SIGPIPE, as the
+# interpreter's other half would, and takes SIGCHLD back from a caller who ignored it, for who does cannot wait for
+# children. And it ignores whatever variables of its own (_PYI_...) the caller has: they are for the second start.
+# Without a compiler PyInstaller's own will do, and each call takes 3 ms longer.
 bootloader() {
     local runtime=$1 pin archive source=$PWD/build/pyinstaller
     pin=$(sed -n 's/.*"pyinstaller==\([^"]*\)".*/\1/p' pyproject.toml)
@@ -97,7 +98,7 @@ bootloader() {
             pyi_main.c &&
         sed -i 's/config.configure_locale = 1;/config.configure_locale = 0;/' pyi_pyconfig.c &&
         sed -i -e '1i #include <signal.h>' \
-            -e 's/config_impl->install_signal_handlers = 1;/& config_impl->_init_main = 0; signal(SIGPIPE, SIG_IGN);/' \
+            -e 's/config_impl->install_signal_handlers = 1;/& config_impl->_init_main = 0; signal(SIGPIPE, SIG_IGN); signal(SIGCHLD, SIG_DFL);/' \
             pyi_pyconfig_pep587.c)
     # RPATH, unlike RUNPATH, comes before the caller's LD_LIBRARY_PATH.
     (cd "$source/bootloader" &&

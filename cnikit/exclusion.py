@@ -31,7 +31,7 @@ from cnikit import spec
 from cnikit.effects.locks import holder
 from cnikit.errors import CniError
 
-# Seconds. Verbs of plugins take milliseconds, and those that wait for something end by themselves before.
+# Seconds. Verbs of plugins take milliseconds; one that waits for something gives up after half of that.
 PATIENCE = 60.0
 
 
@@ -90,8 +90,11 @@ class Exclusion:
             yield
         finally:
             self._held().remove(fd)
-            if how == LOCK_EX:
-                path.unlink(missing_ok=True)
+            try:
+                if how == LOCK_EX:
+                    path.unlink(missing_ok=True)
+            except OSError:
+                pass  # It stays, and is as good a lock for the next one.
             # Closing would not be enough: what a plugin left running has the descriptor as well.
             flock(fd, LOCK_UN)
             os.close(fd)

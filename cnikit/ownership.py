@@ -29,7 +29,7 @@ _TRIES = 2
 def tag(attachment: Attachment) -> str:
     """Return "cni:NETWORK/CONTAINER/IFNAME"; parts too long for a tag are replaced by a hash."""
     whole = f"cni:{attachment.network}/{attachment.container}/{attachment.ifname}"
-    if len(whole.encode()) <= LONGEST_TAG:
+    if len(whole.encode("utf-8", "surrogateescape")) <= LONGEST_TAG:
         return whole
     return f"cni:{_short(attachment.network)}/{_short(attachment.container)}/{attachment.ifname}"
 

@@ -50,14 +50,15 @@ address left, or when just that address is asked for. What is evidence for it is
 | --- | --- |
 | it is from before this boot | kernel.random.boot_id |
 | its owner is gone, and 5 minutes have passed since the ADD | |
-| - its network namespace is gone | inode number of CNI_NETNS; no process is in it, and it is mounted nowhere |
+| - its network namespace is gone | inode number of CNI_NETNS; no thread is in it, and it is mounted nowhere |
 | - and its tag is gone | no link of the host's has the ifalias cni:NETWORK/CONTAINER/IFNAME |
 | it never was a lease | a file that holds no owner, or what is no file |
 
 All that cannot be told counts as alive: a lease that was found without such a note, written by the reference, is noted
-as of this boot and can be told dead after the next one; and in the same boot nobody is told dead from another network
-namespace than his, or by who does not see all processes. Times of files and clocks that can be set prove nothing, so
-none is looked at. An ADD of the same container and interface notes everything anew.
+as of this boot and can be told dead after the next one; and in the same boot nobody is told dead whose interface is of
+another suite's plugin, nor from another network namespace than his, nor by who does not see all processes. Times of
+files and clocks that can be set prove nothing, so none is looked at. An ADD of the same container and interface notes
+everything anew. Machines must not share a dataDir: each takes the other's leases for those of another boot.
 
 ADD     gives an interface that already holds an address the same one again (nobody DELs after a reboot), and
         releases what it took itself when a later set has none left
@@ -93,6 +94,9 @@ if TYPE_CHECKING:
     from cnikit.request import Request
 
 DATA_DIR = "/var/lib/cni/networks"
+
+# Run by another suite's plugin, whose links have no tags: then these are no evidence.
+_ALONE = __name__ == "__main__"
 
 # A free address is looked for this far before the folder is listed.
 _NEAR = 64
@@ -265,9 +269,11 @@ def _read_wanted(text: str, source: str, code: int) -> Wanted:
 
 def _lease(store: Store, request: Request, sets: tuple[RangeSet, ...], wanted: dict[int, Wanted]) -> tuple[IP, ...]:
     container, ifname = request.attachment.container, request.attachment.ifname
-    holder, note = leases.owner(container, ifname), leases.note(request.netns)
+    holder, note = leases.owner(container, ifname), leases.note("" if _ALONE else request.netns)
     former, addresses = store.find(container, ifname)
     held = [parse_ip(address) for address in addresses]
+    if held:
+        store.renew(former, note if former == holder else leases.note(""))
     ips = []
     new: list[str] = []
     try:
@@ -279,11 +285,13 @@ def _lease(store: Store, request: Request, sets: tuple[RangeSet, ...], wanted: d
                 store.reserve(format_ip(address), holder, index, note)
                 new.append(format_ip(address))
             ips.append(_ip(address, range_set))
-    except BaseException:
-        store.release(holder, tuple(new))
+    except BaseException as e:
+        try:
+            store.release(holder, tuple(new))
+        except CniError as left:
+            if isinstance(e, CniError):
+                e.details = "; ".join(filter(None, (e.details, f"not undone: {left}")))
         raise
-    if held:
-        store.renew(former, note)
     return tuple(ips)
 
 
@@ -334,10 +342,6 @@ def _next_free(store: Store, range_set: RangeSet, pointer: bytes | None) -> byte
     names = set(store.listing())
     for address in ranges.following(range_set, pointer):
         if format_ip(address) not in names:
-            return address
-    # All have a file: perhaps one is empty.
-    for address in ranges.following(range_set, pointer):
-        if store.is_free(format_ip(address)):
             return address
     return None
 

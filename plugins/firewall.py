@@ -38,7 +38,7 @@ whose they are.
 
 from __future__ import annotations
 
-from cnikit import adopted, chained, spec
+from cnikit import adopted, chained, ownership, spec
 from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
 from cnikit.effects import firewalld
 from cnikit.effects.kernel import World
@@ -231,20 +231,29 @@ def _add(request: Request) -> Result:
 
 
 def _delete(request: Request) -> None:
+    ownership.outdated(request)  # Without a list of whom to keep nothing is done.
     with World() as world:
-        elements = outdated((TABLE,), request, world)
+        elements, faults = _listed(request, world)
         given = adopted.addresses(request) if request.verb == "DEL" else ()
         addresses = (*given, *_addresses(elements))
         others = (
             lambda: _zone_sources(request, addresses),
             lambda: _iptables_rules(addresses, world),
         )
-        faults = clear(others, world)
+        faults += clear(others, world)
         # Where nothing else tells the addresses, the next try has to find the elements.
         if given or not faults:
             faults += remove(elements, world)
     if faults:
         raise collected(faults, request.verb)
+
+
+def _listed(request: Request, world: World) -> tuple[list[Del], list[CniError]]:
+    """Return the steps that take away the elements, or why they cannot be listed."""
+    try:
+        return outdated((TABLE,), request, world), []
+    except CniError as e:
+        return [], [e]
 
 
 def _addresses(elements: list[Del]) -> list[IP]:

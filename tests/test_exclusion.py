@@ -243,6 +243,16 @@ def test_what_a_plugin_leaves_running_holds_no_lock_when_the_verb_is_done(folder
         os.kill(daemon, signal.SIGKILL)
 
 
+def test_a_file_that_cannot_be_removed_is_not_kept_locked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locks = Exclusion(folder, patience=0.1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda *_, **__: os.unlink("/nowhere"))
+        with locks.alone("net1"):
+            pass
+    with locks.alone("net1"):
+        assert len(locks.held()) == 1
+
+
 def test_locks_that_come_and_go_let_one_in_at_a_time(folder: Path) -> None:
     """Each holder removes the file that the others are about to lock."""
     inside: list[int] = []

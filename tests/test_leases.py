@@ -424,6 +424,17 @@ def _fails(which: str, after: int = 0) -> Posix:
     return Posix(before)
 
 
+def test_a_store_that_cannot_be_read_is_not_kept_locked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve(folder, "10.1.0.2", C1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "_is_stamped", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError), Store(str(folder)):
+            pass
+    fd = os.open(folder / "lock", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
+
+
 def test_index_that_cannot_be_written_does_not_keep_a_lease(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_as_reference(folder, "10.1.0.2", C1)
     write_as_reference(folder, "10.1.0.3", C2)

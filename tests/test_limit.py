@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import time
+from _thread import allocate_lock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,29 @@ def test_leases_on_a_dead_mount(container: str, dead_mount: Path) -> None:
 def test_a_runtime_that_does_not_end_its_configuration(container: str) -> None:
     code, msg, _ = Waited("bridge", "ADD", {}, container).error()
     assert (code, msg) == (11, "bridge: the time is over, waiting in _read_stdin()")
+
+
+def test_it_ends_where_nobody_can_be_told(container: str) -> None:
+    environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": container}
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [BUILT / "bridge"],
+            stdin=subprocess.PIPE,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**environ, limit.VARIABLE: "1"},
+        )
+        assert process.wait(timeout=20) == 1
+    process.communicate()
+
+
+def test_whoever_answers_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limit, "_end", limit._now() - 1)
+    monkeypatch.setattr(limit, "_answering", allocate_lock())
+    limit.answer()
+    told: list[str] = []
+    limit._watch(0, told.append)  # and this process goes on
+    assert told == []
 
 
 def _delegate(folder: Path, script: str) -> str:

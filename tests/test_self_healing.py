@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,6 +167,45 @@ def test_ten_thousand_dead_leases(machine: Machine, networks: Path, folder: Path
     assert len(os.listdir(folder / ".owners")) == 1
 
 
+def test_who_takes_from_the_dead_is_not_one_of_them(machine: Machine, networks: Path, folder: Path) -> None:
+    more = {"subnet": "10.2.0.0/30"}  # .1 is the gateway; .2 is for giving
+    write_as_reference(folder, "10.2.0.2", b"dead\r\neth0")
+    add(networks, "web")
+    machine.reboot()
+    conf = config(networks)
+    conf["ipam"]["ranges"].append([more])
+    given = Call(host_local.PLUGIN, "ADD", conf, CNI_CONTAINERID="web", CNI_NETNS="/none").result()
+    assert [ip["address"] for ip in given["ips"]] == ["10.1.0.2/29", "10.2.0.2/30"]
+    assert lease_files(folder) == {"10.1.0.2": b"web\r\neth0", "10.2.0.2": b"web\r\neth0"}
+
+
+def test_addresses_may_be_listed_in_another_order_than_they_were_given(
+    machine: Machine, networks: Path, folder: Path
+) -> None:
+    fill(networks, [])
+    conf = config(networks, {"subnet": "10.2.0.0/29"})
+    Call(host_local.PLUGIN, "ADD", conf, CNI_CONTAINERID="c1", CNI_NETNS="/none").result()
+    (link,) = (path for path in (folder / ".owners").iterdir() if "," in os.readlink(path))
+    addresses, _, noted = os.readlink(link).partition(" ")
+    link.unlink()
+    link.symlink_to(f"{','.join(reversed(addresses.split(',')))} {noted}")
+    machine.reboot()
+    assert add(networks, "c6") == "10.1.0.2"
+    assert holders(folder) == {"c6"}
+
+
+def test_a_dead_lease_that_cannot_be_removed_keeps_its_place_only(
+    machine: Machine, networks: Path, folder: Path
+) -> None:
+    fill(networks, [])
+    machine.reboot()
+    stuck = folder / "10.1.0.2"
+    sh(f"mount --bind {stuck} {stuck}")
+    assert add(networks, "c6") == "10.1.0.3"
+    sh(f"umount {stuck}")
+    assert holders(folder) == {"c1", "c6"}
+
+
 # The owner
 
 
@@ -209,6 +249,59 @@ def _a_mount_in_another_mount_namespace(path: str) -> Iterator[None]:
             process.kill()
 
 
+HOLD = """
+import ctypes, os, sys, threading
+def hold():
+    assert ctypes.CDLL(None).setns(os.open(sys.argv[1], os.O_RDONLY), 0) == 0
+    print(flush=True)
+    sys.stdin.read()
+threading.Thread(target=hold).start()
+"""
+
+
+@contextmanager
+def _a_thread_in_it(path: str) -> Iterator[None]:
+    command = [sys.executable, "-c", HOLD, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _a_mount_behind_many(path: str) -> Iterator[None]:
+    for number in range(100):
+        sh(f"mkdir /run/mount{number} && mount -t tmpfs none /run/mount{number}")
+    with _a_mount_elsewhere(path):
+        yield
+    for number in range(100):
+        sh(f"umount /run/mount{number} && rmdir /run/mount{number}")
+
+
+@contextmanager
+def _a_mount_in_a_namespace_whose_first_process_is_chrooted(path: str) -> Iterator[None]:
+    other = Path("/run/elsewhere")
+    other.touch()
+    # The first one sees /run/jail only, in which the second one has its root.
+    script = f"mount --bind {path} {other}; echo; exec sleep 1000"
+    jailed = (
+        "mkdir -p /run/jail/bin; mount --bind /bin /run/jail/bin; for d in lib lib64 usr; do mkdir -p /run/jail/$d;"
+    )
+    jailed += " mount --rbind /$d /run/jail/$d; done; chroot /run/jail /bin/sleep 1000 & "
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", jailed + script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+            subprocess.run(["pkill", "-f", "^/bin/sleep 1000$"], check=False)
+
+
 @contextmanager
 def _a_tagged_link(path: str) -> Iterator[None]:
     tag = ownership.tag(Attachment("net", "c1", "eth0"))
@@ -231,6 +324,11 @@ def _an_untagged_link(path: str) -> Iterator[None]:
         pytest.param(_an_untagged_link, evidence.GRACE + 1, False, id="somebody else's link"),
         pytest.param(_nothing, evidence.GRACE, True, id="within the grace period"),
         pytest.param(_a_process_in_it, DAY, True, id="a process in the namespace"),
+        pytest.param(_a_thread_in_it, DAY, True, id="a thread in the namespace"),
+        pytest.param(_a_mount_behind_many, DAY, True, id="mounted elsewhere, among many"),
+        pytest.param(
+            _a_mount_in_a_namespace_whose_first_process_is_chrooted, DAY, True, id="mounted outside of a chroot"
+        ),
         pytest.param(_a_mount_elsewhere, DAY, True, id="mounted elsewhere"),
         pytest.param(_a_mount_in_another_mount_namespace, DAY, True, id="mounted in another mount namespace"),
         pytest.param(_a_tagged_link, DAY, True, id="a tagged link"),
@@ -341,6 +439,15 @@ def _fifo(place: Path) -> None:
     os.mkfifo(place)
 
 
+def test_an_owner_that_is_no_text(machine: Machine, networks: Path, folder: Path) -> None:
+    for number in range(1, 5):
+        add(networks, f"c{number}")
+    write_as_reference(folder, "10.1.0.6", b"c5\r\n\xff")
+    assert refused(networks)
+    machine.reboot()
+    assert add(networks, "late") == "10.1.0.6"
+
+
 FOREIGN: dict[str, Callable[[Path], Any]] = {
     "empty": lambda place: place.write_bytes(b""),
     "white space": lambda place: place.write_bytes(b"\r\n"),
@@ -445,6 +552,26 @@ def test_whatever_times_files_have_a_reboot_frees_the_dead(
 
 
 # The executables
+
+
+def test_in_the_same_boot_none_is_told_dead_that_another_suites_plugin_attached(
+    machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str]
+) -> None:
+    def attach(container: str, path: str) -> int:
+        environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0", "CNI_NETNS": path}
+        stdin = json.dumps(config(networks)).encode()
+        return subprocess.run(
+            [BUILT / "host-local"], input=stdin, env=environ, check=False, capture_output=True
+        ).returncode
+
+    paths = [new_container() for _ in range(5)]
+    assert [attach(f"c{number}", path) for number, path in enumerate(paths, 1)] == [0] * 5
+    sh(f"ip netns del {os.path.basename(paths[0])}")
+    machine.runs_for(DAY)
+    assert attach("late", paths[1]) == 1
+    assert holders(folder) == ALL
+    machine.reboot()
+    assert attach("late", paths[1]) == 0
 
 
 @pytest.mark.parametrize("healed", ["reboot", "owner"])

@@ -3,9 +3,10 @@
 A note is BOOT.HOST.NETNS.SINCE (cnikit.effects.leases.note). A container is extinct when one of these holds:
 
 * The boot is not this one.
-* A grace period is over, and there is no sign of life: no process is in its network namespace, it is mounted nowhere,
-  and no link of the host's has the attachment's tag. This is asked only where the answer can be known: the lease was
-  taken in the network namespace we are in, and we see all processes of the machine.
+* A grace period is over, and there is no sign of life: no thread is in its network namespace, it is mounted nowhere,
+  and no link of the host's has the attachment's tag. This is asked only where the answer can be known: the interface
+  is one of ours, which has a tagged link as long as it lives; the lease was taken in the network namespace we are in;
+  and we see all processes of the machine.
 
 Whatever cannot be told is taken for alive. No time of a file and no clock that can be set is looked at.
 """
@@ -33,7 +34,7 @@ class Note(Value):
 
     boot: str
     host: int  # inode numbers of network namespaces
-    netns: int  # 0 when not known
+    netns: int  # 0 when not known, and when the interface is another suite's
     since: int  # seconds since boot
 
 
@@ -81,9 +82,9 @@ def _tags() -> set[str]:
 
 
 def namespaces(proc: str = "/proc") -> set[int] | None:
-    """Return the inode numbers of network namespaces that are mounted or have processes, None when not all are seen."""
+    """Return the inode numbers of network namespaces that are mounted or have threads, None when not all are seen."""
     found: set[int] = set()
-    mounts: set[int] = set()
+    views: set[tuple[int, ...]] = set()  # mountinfo has what is mounted in a mount namespace, below a root
     try:
         if posix.stat(f"{proc}/self/ns/pid").st_ino != FIRST_PID_NAMESPACE:
             return None
@@ -91,15 +92,27 @@ def namespaces(proc: str = "/proc") -> set[int] | None:
             if pid == "1":
                 continue  # In no container; and it may have capabilities that keep us from looking.
             try:
-                found.add(posix.stat(f"{proc}/{pid}/ns/net").st_ino)
-                mount = posix.stat(f"{proc}/{pid}/ns/mnt").st_ino
-                if mount not in mounts:
+                found |= _inhabited(f"{proc}/{pid}/task")
+                mounts, root = posix.stat(f"{proc}/{pid}/ns/mnt"), posix.stat(f"{proc}/{pid}/root")
+                view = (mounts.st_ino, root.st_dev, root.st_ino)
+                if view not in views:
                     found |= _mounted(f"{proc}/{pid}/mountinfo")
-                    mounts.add(mount)
+                    views.add(view)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # It has just ended.
     except (OSError, ValueError):
         return None
+    return found
+
+
+def _inhabited(tasks: str) -> set[int]:
+    """Return the network namespaces that the threads of a process are in."""
+    found = set()
+    for task in posix.listdir(tasks):
+        try:
+            found.add(posix.stat(f"{tasks}/{task}/ns/net").st_ino)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # It has just ended.
     return found
 
 

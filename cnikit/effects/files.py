@@ -18,7 +18,8 @@ def read(path: str, flags: int = 0, most: int = 1 << 20) -> bytes:
     fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | flags)
     try:
         content = part = posix.read(fd, _AT_ONCE)
-        while len(part) == _AT_ONCE and len(content) < most:
+        # /proc gives a few kibibytes at a time, however many there are.
+        while part and len(content) < most:
             part = posix.read(fd, _AT_ONCE)
             content += part
         return content

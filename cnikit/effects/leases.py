@@ -109,8 +109,12 @@ class Store:
             if self._lock >= 0:
                 locks.lock(self._lock, f"{self.folder}/lock")
                 self._sound = self._is_stamped()
-        except OSError as e:
-            raise self._fault(e) from None
+        except BaseException as e:
+            if self._lock >= 0:
+                posix.close(self._lock)
+            if isinstance(e, OSError):
+                raise self._fault(e) from None
+            raise
         return self
 
     def __exit__(self, _: type[BaseException] | None, e: BaseException | None, __: TracebackType | None) -> None:
@@ -213,10 +217,13 @@ class Store:
         return {**gone, b"": tuple(self._foreign)} if self._foreign else gone
 
     def reclaim(self, network: str) -> None:
-        """Remove what is reclaimable."""
+        """Remove what is reclaimable, as far as it can be."""
         for owner, addresses in self.reclaimable(network).items():
-            if owner:
-                self.release(owner, addresses)
+            try:
+                if owner:
+                    self.release(owner, addresses)
+            except CniError:
+                continue  # It keeps its place.
         self.discard_foreign()
 
     def discard_foreign(self) -> None:
@@ -229,7 +236,8 @@ class Store:
     def is_free(self, address: str) -> bool:
         """Tell whether there is no file for the address, or an empty one."""
         try:
-            return posix.lstat(f"{self.folder}/{address}").st_size == 0
+            status = posix.lstat(f"{self.folder}/{address}")
+            return status.st_size == 0 and not _is_folder(status)
         except FileNotFoundError:
             return True
 
@@ -329,7 +337,7 @@ class Store:
 
     def _is_current(self, path: str, owner: bytes, found: dict[bytes, tuple[str, ...]]) -> bool:
         addresses, self._notes[owner], times = _read_link(path)
-        return addresses == found[owner] and times == self._times(addresses)
+        return sorted(addresses) == sorted(found[owner]) and times == self._times(addresses)
 
     def _record(self, owner: bytes, addresses: tuple[str, ...], note: str = "") -> None:
         """Note in the index what the folder now holds of this owner; without a new note the old one stays."""

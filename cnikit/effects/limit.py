@@ -70,9 +70,12 @@ def _watch(watched: int, tell: Callable[[str], None]) -> None:
     never.acquire()
     while (left := _end - _now()) > 0:
         never.acquire(timeout=left)
-    if _answering.acquire(blocking=False):
+    if not _answering.acquire(blocking=False):
+        return
+    try:
         tell(doing(sys._current_frames().get(watched)))
-    posix._exit(1)
+    finally:
+        posix._exit(1)
 
 
 def doing(frame: FrameType | None) -> str:

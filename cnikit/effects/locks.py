@@ -67,7 +67,11 @@ def holder(fd: int) -> str:
     """Return who holds the lock on an open file: "process 4711 (portmap)", by /proc/locks (proc_locks(5))."""
     status = posix.fstat(fd)
     device = f"{posix.major(status.st_dev):02x}:{posix.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in files.read("/proc/locks").decode().splitlines():
+    try:
+        listed = files.read("/proc/locks").decode()
+    except OSError:
+        listed = ""
+    for line in listed.splitlines():
         # "7: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF"; who waits has "->" behind the number.
         _, kind, _, _, pid, where, *_ = line.split()
         if kind == "FLOCK" and where == device and pid != "0":
