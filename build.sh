@@ -233,7 +233,7 @@ run_tests() {
     local packages=("${test_packages[@]}") marked=(-m "not all")
     if [[ ${1-} == all ]]; then
         packages+=("${all_packages[@]}")
-        marked=()
+        marked=(-m "not sample")
         shift
     fi
     require "${packages[@]}"

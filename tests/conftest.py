@@ -29,6 +29,16 @@ def _no_verb_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limit, "_end", 0.0)
 
 
+def full(*values: Any) -> Any:
+    """Make the parameters of the whole test, for `./build.sh test all`."""
+    return pytest.param(*values, marks=pytest.mark.all)
+
+
+def sample(*values: Any) -> Any:
+    """Make the parameters of a part of it, which will do for `./build.sh test`."""
+    return pytest.param(*values, marks=pytest.mark.sample)
+
+
 def private() -> bool:
     """Tell whether this process is in a network namespace other than the machine's."""
     try:

@@ -24,7 +24,7 @@ from cnikit.errors import CniError
 from cnikit.networks import Network
 from cnikit.objects import HOST
 from cnikit.runtime import Attachment, Runtime
-from tests.conftest import BUILT, ip, sh
+from tests.conftest import BUILT, full, ip, sample, sh
 
 AT_ONCE = 16
 # Of all that is done beside ADD and DEL, while containers come and while they go.
@@ -289,7 +289,7 @@ class Load:
             list(pool.map(do, numbers))
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.all)])
+@pytest.mark.parametrize("count", [sample(30), full(200)])
 @pytest.mark.parametrize("on", [1, 4], ids=["one-network", "four-networks"])
 def test_many_come_and_go_while_everything_else_is_done(
     node: Node, sandboxes: Callable[[int], list[str]], count: int, on: int

@@ -161,6 +161,24 @@ def test_a_delegate_gets_the_runtimes_environment_and_no_more(host: str, contain
     assert int(ignored.split()[1], 16) & 1 << 13 - 1 == 0
 
 
+@pytest.mark.skipif(not _has_own_bootloader(), reason="PyInstaller's bootloader leaves SIGCHLD as it is")
+def test_a_caller_that_ignores_its_children_does_not_keep_us_from_ours(
+    host: str, container: str, tmp_path: Path
+) -> None:
+    assert host
+    (tmp_path / "other").write_text(SCRIPT.format(folder=tmp_path))
+    (tmp_path / "other").chmod(0o755)
+    given = {**GIVEN, "CNI_COMMAND": "ADD", "CNI_NETNS": container, "CNI_PATH": str(tmp_path)}
+    done = subprocess.run(
+        ["env", "--ignore-signal=CHLD", BUILT / "bridge"],
+        input=json.dumps({**CONFIG, "ipam": {"type": "other"}}).encode(),
+        env={**given, "PATH": os.environ["PATH"]},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b""), done.stdout
+
+
 def test_iptables_gets_a_path_and_no_more(host: str, container: str, tmp_path: Path) -> None:
     assert host
     for name in ("iptables-save", "iptables-restore"):

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.chain import KINDS, Attachment, settled, snapshot
-from tests.conftest import BUILT, sh
+from tests.conftest import BUILT, full, sample, sh
 from tests.surroundings import wait_for
-from tests.tracing import Syscall, Trace, begun, full
+from tests.tracing import Syscall, Trace, begun
 
 # What each may be refused with: no memory, no room, a limit, not allowed, a broken disk.
 ERRNOS = {
@@ -151,7 +151,7 @@ def chosen(site: Site, verb: str, number: int) -> list[Fault]:
 @pytest.mark.parametrize(
     ("kind", "number", "least"),
     [
-        *((kind, 10, 10) for kind in KINDS),
+        *(sample(kind, 10, 10) for kind in KINDS),
         full("bridge", 0, 120),
         full("portmap", 0, 50),
         full("firewall", 0, 30),
@@ -176,7 +176,7 @@ def test_an_add_with_a_fault(site: Site, kind: str, number: int, least: int) -> 
 @pytest.mark.parametrize(
     ("kind", "number", "least"),
     [
-        *((kind, 5, 5) for kind in KINDS),
+        *(sample(kind, 5, 5) for kind in KINDS),
         full("bridge", 0, 60),
         full("portmap", 0, 50),
         full("firewall", 0, 25),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cnikit.errors import CniError
 from cnikit.plugins import bridge, firewall, portmap
 from tests.conftest import Call, sh
 from tests.packets import reached, server, unreached, wire
@@ -252,6 +253,18 @@ def test_gc(node: Node) -> None:
 
 
 # Other backends
+
+
+def test_elements_that_cannot_be_listed_keep_no_rules_of_iptables(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.one.call("ADD", backend="iptables").result()
+    assert node.one.v4 in sh("iptables-save -t filter")
+
+    def unlisted(*_: object) -> None:
+        raise CniError(100, "netlink: No buffer space available")
+
+    monkeypatch.setattr(firewall, "outdated", unlisted)
+    assert node.one.call("DEL", backend="iptables").error() == (100, "netlink: No buffer space available")
+    assert node.one.v4 not in sh("iptables-save -t filter")
 
 
 def test_with_iptables(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import os
@@ -630,6 +631,20 @@ def test_exhausted_set_releases_what_this_call_took_and_no_more(networks: Path, 
         "range set 2 (10.2.0.0/30): all 1 addresses are in use",
     )
     assert lease_files(folder) == before == {"10.1.0.2": b"c1\r\neth0", "10.2.0.2": b"c2\r\neth0"}
+
+
+def test_what_cannot_be_taken_back_does_not_hide_why(networks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(config(networks, {"subnet": "10.2.0.0/30"}), "c2")
+
+    def before(name: str) -> None:
+        if name == "unlink":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(leases, "posix", Posix(before))
+    answer = call("ADD", config(networks, SUBNET, {"subnet": "10.2.0.0/30"}))
+    assert answer.error() == (spec.TRY_AGAIN, "range set 1 (10.2.0.0/30): all 1 addresses are in use")
+    assert "; not undone: " in answer.document["details"]
+    assert answer.document["details"].endswith("/net: Input/output error (ipam.dataDir says where leases are)")
 
 
 def test_taken_address_of_a_later_set_releases_what_this_call_took(networks: Path, folder: Path) -> None:

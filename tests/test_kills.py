@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.chain import KINDS, Attachment, settled, snapshot
-from tests.conftest import sh
+from tests.conftest import full, sample, sh
 from tests.surroundings import wait_for
-from tests.tracing import Syscall, Trace, begun, changes, full
+from tests.tracing import Syscall, Trace, begun, changes
 
 RUN = Path("/run")
 
@@ -128,7 +128,7 @@ def left(attachment: Attachment, leases: Path) -> set[str]:
     return {line for line in snapshot((leases, RUN), (attachment.sandbox,)) if its_own.search(line)}
 
 
-@pytest.mark.parametrize("rounds", [40, full(306)])
+@pytest.mark.parametrize("rounds", [sample(40), full(306)])
 def test_killed_at_any_moment(
     host: str, new_container: Callable[[], str], networks: Path, tmp_path: Path, rounds: int
 ) -> None:
@@ -163,7 +163,7 @@ def test_killed_at_any_moment(
     kills.assert_done(rounds)
 
 
-@pytest.mark.parametrize("rounds", [5, full(65)])
+@pytest.mark.parametrize("rounds", [sample(5), full(65)])
 def test_killed_when_it_is_the_first_on_a_host(
     host: str, container: str, networks: Path, tmp_path: Path, rounds: int
 ) -> None:
@@ -200,7 +200,7 @@ REFUSED = re.compile(r"error=-ENETUNREACH|= -1 EINVAL")
 
 
 @pytest.mark.parametrize(
-    ("kind", "rounds"), [("bridge", 4), ("tuning", 2), full("bridge", 14), full("tuning", 8)], ids=str
+    ("kind", "rounds"), [sample("bridge", 4), sample("tuning", 2), full("bridge", 14), full("tuning", 8)], ids=str
 )
 def test_killed_while_it_takes_back_a_failed_add(
     host: str, new_container: Callable[[], str], networks: Path, tmp_path: Path, kind: str, rounds: int

@@ -27,7 +27,7 @@ from cnikit.networks import Network, load
 from cnikit.objects import CONTAINER
 from cnikit.plugins import bridge, firewall, portmap, tuning
 from cnikit.runtime import Attachment, Runtime
-from tests.conftest import BUILT, PROJECT, Call, ip, private, sh
+from tests.conftest import BUILT, PROJECT, Call, full, ip, private, sample, sh
 from tests.packets import reached, server
 from tests.test_build import Project
 
@@ -427,7 +427,7 @@ class Coming(threading.Thread):
         self.join()
 
 
-@pytest.mark.parametrize("installations", [4, pytest.param(20, marks=pytest.mark.all)])
+@pytest.mark.parametrize("installations", [sample(4), full(20)])
 def test_an_installation_loses_no_call_and_no_packet(
     host: str, new_container: Callable[[], str], tmp_path: Path, installations: int
 ) -> None:

@@ -10,19 +10,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pytest
+from typing import NamedTuple
 
 # What only looks. strace does not always know a netlink message by its name: get link, address, route and rule of
 # rtnetlink; a chain, rules and an element of nftables; the entries of conntrack.
 _READING = re.compile(r"nlmsg_type=(?:\S*_GET|0x(?:12|16|1a|22|a04|a07|a0d|101)\b)")
 _CHANGING = ("mkdir", "rename", "unlink", "symlink", "ftruncate", "utimensat", "flock")
-
-
-def full(*values: Any) -> Any:
-    """Make the parameters of the whole test, of which the others are a sample."""
-    return pytest.param(*values, marks=pytest.mark.all)
 
 
 class Syscall(NamedTuple):
