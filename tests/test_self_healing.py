@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -215,38 +215,19 @@ def _nothing(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _a_process_in_it(path: str) -> Iterator[None]:
-    with subprocess.Popen(["nsenter", f"--net={path}", "sleep", "1000"], stdin=subprocess.DEVNULL) as process:
-        while os.stat(f"/proc/{process.pid}/ns/net").st_ino != os.stat(path).st_ino:
-            pass
-        try:
-            yield
-        finally:
-            process.kill()
-
-
-@contextmanager
-def _a_mount_elsewhere(path: str) -> Iterator[None]:
-    other = Path("/run/elsewhere")
-    other.touch()
-    sh(f"mount --bind {path} {other}")
-    yield
-    sh(f"umount {other} && rm {other}")
-
-
-@contextmanager
-def _a_mount_in_another_mount_namespace(path: str) -> Iterator[None]:
-    other = Path("/run/elsewhere")
-    other.touch()
-    script = f"mount --bind {path} {other}; echo; exec sleep 1000"
-    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+def _running(*command: str) -> Iterator[None]:
+    """Have a process, from when it prints a line on."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         try:
             yield
         finally:
             process.kill()
+
+
+def _a_process_in_it(path: str) -> AbstractContextManager[None]:
+    return _running("nsenter", f"--net={path}", "sh", "-c", "echo; exec cat")
 
 
 HOLD = """
@@ -259,16 +240,17 @@ threading.Thread(target=hold).start()
 """
 
 
+def _a_thread_in_it(path: str) -> AbstractContextManager[None]:
+    return _running(sys.executable, "-c", HOLD, path)
+
+
 @contextmanager
-def _a_thread_in_it(path: str) -> Iterator[None]:
-    command = [sys.executable, "-c", HOLD, path]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield
-        finally:
-            process.kill()
+def _a_mount_elsewhere(path: str) -> Iterator[None]:
+    other = Path("/run/elsewhere")
+    other.touch()
+    sh(f"mount --bind {path} {other}")
+    yield
+    sh(f"umount {other} && rm {other}")
 
 
 @contextmanager
@@ -281,25 +263,22 @@ def _a_mount_behind_many(path: str) -> Iterator[None]:
         sh(f"umount /run/mount{number} && rmdir /run/mount{number}")
 
 
-@contextmanager
-def _a_mount_in_a_namespace_whose_first_process_is_chrooted(path: str) -> Iterator[None]:
-    other = Path("/run/elsewhere")
-    other.touch()
-    # The first one sees /run/jail only, in which the second one has its root.
-    script = f"mount --bind {path} {other}; echo; exec sleep 1000"
-    jailed = (
-        "mkdir -p /run/jail/bin; mount --bind /bin /run/jail/bin; for d in lib lib64 usr; do mkdir -p /run/jail/$d;"
+UNSHARED = ("unshare", "-m", "--propagation", "private", "sh", "-ec")
+
+
+def _a_mount_in_another_mount_namespace(path: str) -> AbstractContextManager[None]:
+    return _running(*UNSHARED, f"touch /run/elsewhere; mount --bind {path} /run/elsewhere; echo; exec cat")
+
+
+def _a_mount_in_a_namespace_whose_first_process_is_chrooted(path: str) -> AbstractContextManager[None]:
+    # The first one sees only what is mounted in the jail; the second one ends with stdin.
+    jail = (
+        "mkdir -p /run/jail; for d in bin lib lib64 usr; do mkdir -p /run/jail/$d; mount --rbind /$d /run/jail/$d; done"
     )
-    jailed += " mount --rbind /$d /run/jail/$d; done; chroot /run/jail /bin/sleep 1000 & "
-    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", jailed + script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield
-        finally:
-            process.kill()
-            subprocess.run(["pkill", "-f", "^/bin/sleep 1000$"], check=False)
+    script = f"{jail}; touch /run/elsewhere; mount --bind {path} /run/elsewhere"
+    return _running(
+        *UNSHARED, f"{script}; exec 3<&0; (echo; exec cat <&3 >/dev/null) & exec chroot /run/jail sleep 1000"
+    )
 
 
 @contextmanager
