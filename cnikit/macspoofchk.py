@@ -10,7 +10,8 @@ from __future__ import annotations
 from _blake2 import blake2s
 
 from cnikit import ownership
-from cnikit.address import format_mac
+from cnikit.address import format_mac, parse_mac
+from cnikit.errors import invalid_config
 from cnikit.netlink.nftables import Chain, Rule, Set, Table
 from cnikit.objects import HOST
 from cnikit.plan import Add, Ensure
@@ -45,7 +46,10 @@ def mac(request: Request) -> str:
     previous = request.prev_result()
     for interface in previous.interfaces if previous else ():
         if interface.name == request.attachment.ifname and interface.sandbox == request.netns and interface.mac:
-            return interface.mac.lower()
+            try:
+                return format_mac(parse_mac(interface.mac))
+            except ValueError as e:
+                raise invalid_config("prevResult.interfaces", str(e)) from None
     # Locally administered, unicast.
     return format_mac(b"\x02" + blake2s(ownership.tag(request.attachment).encode(), digest_size=5).digest())
 

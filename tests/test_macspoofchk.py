@@ -77,3 +77,11 @@ def test_del_when_things_are_gone(host: str, container: str, missing: str) -> No
         sh(f"ip link del {result['interfaces'][1]['name']}")
     assert call("DEL", config(), container if missing == "link" else "").succeeded()
     assert "cni:" not in sh("nft list ruleset")
+
+
+def test_a_mac_address_before_that_is_none_is_refused(host: str, container: str) -> None:
+    assert host
+    given = {"interfaces": [{"name": "eth0", "sandbox": container, "mac": "02:00"}]}
+    msg = "prevResult.interfaces: '02:00' is not a MAC address"
+    assert call("ADD", config(prevResult=given), container).error() == (7, msg)
+    assert call("DEL", config(prevResult=given), container).succeeded()
