@@ -97,14 +97,20 @@ def _too_long(*_: object) -> None:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Raise Broken when what is done takes longer than it may, on the processor: other processes do not count."""
-    before = signal.signal(signal.SIGVTALRM, _too_long)
-    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    """Raise Broken when what is done takes longer than it may, on the processor: other processes do not count.
+
+    What only waits is cut off later, by the clock.
+    """
+    timers = ((signal.SIGVTALRM, signal.ITIMER_VIRTUAL, SECONDS), (signal.SIGALRM, signal.ITIMER_REAL, 15 * SECONDS))
+    before = [signal.signal(number, _too_long) for number, _, _ in timers]
+    for _, timer, seconds in timers:
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        for (number, timer, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 # Plugins, whole
@@ -220,7 +226,8 @@ class Configured:
         if EVIDENCE.fullmatch(path):
             return True
         return path in self._files or any(
-            f"{folder}/".startswith(f"{path}/".replace("//", "/"))
+            path == "/"
+            or f"{folder}/".startswith(f"{path}/")
             or (path.startswith(f"{folder}/") and not {"", ".", ".."} & {*path[len(folder) + 1 :].split("/")})
             for folder in self._folders
         )
@@ -306,6 +313,7 @@ def seeds(data: str) -> list[tuple[str, dict[str, Any]]]:
         ("firewall", {"backend": "iptables", "ingressPolicy": "same-bridge"}),
         ("firewall", {"ingressPolicy": "isolated", "iptablesAdminChainName": "MINE"}),
         ("tuning", {"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "mac": "02:00:00:00:00:09", "mtu": 1400}),
+        ("bridge", {"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": False, "mtu": 1500}),
         ("bridge", {"ipMasq": True, "ipMasqBackend": "iptables", "macspoofchk": True, "ipam": {"type": "host-local"}}),
         ("host-local", {"ipam": {"resolvConf": "/etc/resolv.conf"}, "runtimeConfig": {"ips": ["10.1.0.7"]}}),
         ("static", {"ipam": {}, "args": {"cni": {"ips": ["10.1.0.7/24"]}}, "runtimeConfig": {"ips": ["fd00::7/64"]}}),
@@ -318,6 +326,45 @@ def seeds(data: str) -> list[tuple[str, dict[str, Any]]]:
         if kind == "tuning":
             config["dataDir"] = data
     return found
+
+
+# The worst of them, and what VALUES cannot hold: json.dumps goes less deep than who reads it.
+WORST: tuple[Any, ...] = (
+    "\ud800",
+    "a\0b",
+    "a\nb",
+    "../x",
+    LONG,
+    "/x" * 1500,
+    10**400,
+    -1,
+    True,
+    [],
+    {},
+    [[[{}]]],
+    "DEEP",
+)
+DEEP = b"[" * 900 + b"]" * 900
+
+
+def places(document: Any) -> Iterator[tuple[str | int, ...]]:
+    """Return the way to each value in a JSON value, by keys and indices."""
+    pairs = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, value in pairs:
+        yield (key,)
+        yield from ((key, *further) for further in places(value))
+
+
+def replaced(document: Any, place: tuple[str | int, ...], value: Any) -> bytes:
+    """Return the text of a JSON value with another value in a place."""
+    whole = copy.deepcopy(document)
+    inner = whole
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return json.dumps(whole).encode().replace(b'"DEEP"', DEEP)
 
 
 def _value(choices: Choices) -> Any:
@@ -454,6 +501,22 @@ CONTENTS = (
     "c1\neth0",
     "é\r\n",
 )
+
+
+def everywhere(number: int, values: tuple[Any, ...]) -> int:
+    """Give each of some values in each place of a configuration, to one verb after the other; return how many."""
+    place, tried = sandbox(), 0
+    kind, config = seeds(place.data)[number]
+    plugin = next(plugin for plugin in PLUGINS if plugin.name == kind)
+    config["cni.dev/valid-attachments"] = [{"containerID": "c2", "ifname": "eth0"}]
+    for where in places(config):
+        for value in values:
+            place.clear()
+            place.serve(
+                plugin, environment(Choices(b"\1"), VERBS[tried % 5], place.bin), replaced(config, where, value)
+            )
+            tried += 1
+    return tried
 
 
 def lease_folder(data: bytes) -> None:

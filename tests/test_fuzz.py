@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import posix
 import re
@@ -26,8 +27,8 @@ from tests.fuzz import TARGETS, Broken, Sandbox
 # How many inputs a target is given: by hypothesis, and by atheris. The slow ones make files.
 INPUTS = {
     "stdin": (400, 20_000),
-    "call": (600, 2000),
-    "lease_folder": (150, 500),
+    "call": (1000, 2000),
+    "lease_folder": (400, 500),
     "backups": (100, 500),
     "configuration_files": (300, 1000),
     "delegates": (200, 1000),
@@ -50,7 +51,7 @@ def test_bytes_made_by_hypothesis(name: str) -> None:
     tried = 0
 
     @settings(max_examples=INPUTS[name][0], suppress_health_check=list(HealthCheck))
-    @given(st.binary(min_size=1, max_size=100))
+    @given(st.binary(min_size=48, max_size=120))
     def give(data: bytes) -> None:
         nonlocal tried
         tried += 1
@@ -69,6 +70,37 @@ def test_what_atheris_begins_with(name: str) -> None:
     assert inputs
 
 
+SEEDS = len(fuzz.seeds("/"))
+
+
+@pytest.mark.parametrize("values", [fuzz.WORST, pytest.param(fuzz.VALUES, marks=pytest.mark.all)], ids=["worst", "all"])
+@pytest.mark.parametrize("number", range(SEEDS))
+def test_every_place_of_a_configuration_gets_every_value(number: int, values: tuple[Any, ...]) -> None:
+    assert fuzz.everywhere(number, values) >= 10 * len(values)
+
+
+@pytest.mark.parametrize("name", ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_PATH", "CNI_ARGS", "CNI_COMMAND"])
+@pytest.mark.parametrize("verb", fuzz.VERBS)
+def test_every_variable_gets_every_value(name: str, verb: str) -> None:
+    place, tried = fuzz.sandbox(), 0
+    for value in (
+        *fuzz.NAMES,
+        "\udcff",
+        "IP=\udcff",
+        "MAC=\udcff",
+        "IP=" + "1" * 99_999,
+        "K=V;" * 30_000,
+        "a:" * 60_000,
+    ):
+        for kind, config in fuzz.seeds(place.data)[:: SEEDS // 9]:
+            place.clear()
+            plugin = next(plugin for plugin in fuzz.PLUGINS if plugin.name == kind)
+            environ = fuzz.environment(fuzz.Choices(b"\1"), verb, place.bin) | {name: value.replace("\0", "")}
+            place.serve(plugin, environ, json.dumps(config).encode())
+            tried += 1
+    assert tried >= 9 * len(fuzz.NAMES)
+
+
 def test_calls_get_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """If all were refused at the door, nothing behind it would have been tried."""
     statuses: dict[str, Counter[int]] = {}
@@ -80,7 +112,7 @@ def test_calls_get_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         return response
 
     monkeypatch.setattr(Sandbox, "serve", counted)
-    for seed in range(len(fuzz.seeds("/"))):
+    for seed in range(SEEDS):
         for verb in range(len(fuzz.VERBS)):
             for rest in (b"\1\0", b"\1\1\1\2\1\5\7", b"\1\2\3\1\4\1\5\2\6\3"):
                 # Seed, no hostile variable, verb, and what is to be changed.

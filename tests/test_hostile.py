@@ -199,20 +199,22 @@ def test_arguments_that_are_long(host: str, networks: Path) -> None:
 # Names
 
 LONG = "x" * 65536
+# One of this process's own: others may run these tests at the same time.
+TRAP = f"/tmp/cnikit-trap-{os.getpid()}"
 NAMES = {
     "nothing": "",
     "a dot": ".",
     "two dots": "..",
     "a slash": "/",
-    "a way up": "../../../../../../../../tmp/cnikit-trap",
-    "a path": "/tmp/cnikit-trap",
+    "a way up": f"../../../../../../../..{TRAP}",
+    "a path": TRAP,
     "a file in /etc": "/etc/passwd",
     "64 KiB": LONG,
-    "a path of 300 folders": "/tmp" + "/cnikit-trap" * 300,
+    "a path of 300 folders": TRAP + "/x" * 300,
     "a newline": "a\nb",
     "a NUL": "a\0b",
     "a blank": "a b",
-    "a command": "$(touch /tmp/cnikit-trap);`touch /tmp/cnikit-trap`|touch /tmp/cnikit-trap",
+    "a command": f"$(touch {TRAP});`touch {TRAP}`|touch {TRAP}",
     "an option": "--help",
     "a template": "%d%s%n",
     "half a surrogate pair": "\ud800",
@@ -271,22 +273,17 @@ def _storable(place: str, name: str) -> bool:
 
 
 @pytest.fixture
-def traps() -> Iterator[list[Path]]:
-    """Give what must not come to be."""
-    paths = [Path("/tmp/cnikit-trap"), Path("/cnikit-trap")]
-    for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
-        path.unlink(missing_ok=True)
-    yield paths
-    for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
-        path.unlink(missing_ok=True)
+def trap() -> Iterator[Path]:
+    """Give what must not come to be where it is not asked for, and remove it where it is."""
+    yield Path(TRAP)
+    shutil.rmtree(TRAP, ignore_errors=True)
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_names(host: str, container: str, networks: Path, place: str) -> None:
+def test_names(host: str, container: str, networks: Path, trap: Path, place: str) -> None:
     """Every name in every place gets an answer: two verbs of one plugin each, in turn, for it would be 6000 calls."""
     assert host
+    assert not trap.exists()
     tried = 0
     for number, name in enumerate(NAMES.values()):
         if not _storable(place, name):
@@ -349,7 +346,7 @@ def _traced(folder: Path, plugin: str, config: dict[str, Any], verb: str, **envi
 @pytest.mark.parametrize("place", ["name", "CNI_CONTAINERID", "CNI_IFNAME", "ipam/type", "ipam/dataDir", "dataDir"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_no_file_beside_those_that_are_named(
-    host: str, container: str, networks: Path, traps: list[Path], tmp_path: Path, place: str, verb: str
+    host: str, container: str, networks: Path, trap: Path, tmp_path: Path, place: str, verb: str
 ) -> None:
     assert host
     tried = 0
@@ -369,7 +366,7 @@ def test_no_file_beside_those_that_are_named(
             tried += 1
     assert tried >= 30
     if "dataDir" not in place:
-        assert [path for path in traps if path.exists()] == []
+        assert not trap.exists()
 
 
 def _prlimits() -> list[str]:

@@ -655,11 +655,12 @@ def test_an_index_that_leads_out_of_the_folder_is_not_followed(folder: Path) -> 
 def test_a_path_may_have_many_folders(tmp_path: Path) -> None:
     path = str(tmp_path) + "/a" * 1500
     assert leases.write_fault(path) == ""
-    leases.make_folder(path)
-    there = os.path.isdir(path)
-    # Nor can Python remove as many, which pytest would try to.
-    subprocess.run(["rm", "-r", tmp_path / "a"], check=True)
-    assert there
+    try:
+        leases.make_folder(path)
+        assert os.path.isdir(path)
+    finally:
+        # Python cannot remove as many, which pytest would try to.
+        subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)
 
 
 def test_a_folder_below_a_link_to_nothing_cannot_be_made(tmp_path: Path) -> None:
