@@ -43,7 +43,9 @@ class Held:
                 spec.submodule_search_locations = [folder]
             return spec
         if sys.meta_path[-1] is Held:
-            complete()  # puts the importer for files behind this one, where it is asked next
+            import _bootloader
+
+            _bootloader.complete()  # puts the importer for files behind this one, where it is asked next
         return None
 
     @staticmethod
@@ -77,28 +79,6 @@ def read(name):
         return posix.read(fd, posix.fstat(fd).st_size)
     finally:
         posix.close(fd)
-
-
-def complete():
-    """Start the interpreter's other half. Like all of its functions this one is in reach of ctypes."""
-    from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_PYTHONAPI, CFuncPtr, Structure, _SimpleCData, dlopen, dlsym
-
-    class Int(_SimpleCData):
-        _type_ = "i"
-
-    class Text(_SimpleCData):
-        _type_ = "z"
-
-    class Status(Structure):
-        _fields_ = (("kind", Int), ("function", Text), ("message", Text), ("code", Int))
-
-    class Function(CFuncPtr):
-        _flags_ = FUNCFLAG_CDECL | FUNCFLAG_PYTHONAPI
-        _restype_ = Status
-
-    status = Function(dlsym(dlopen(None, 0), "_Py_InitializeMain"))()
-    if status.kind:
-        raise ImportError(f"the interpreter cannot be completed: {status.message}")
 
 
 __builtins__ = builtins  # C code that imports looks here for how

@@ -25,6 +25,7 @@ EOF
 
 # Debian packages, needed for: building, the demo, the tests, all tests, the benchmark.
 build_packages=(python3 python3-venv libpython3 binutils)
+link_packages=(gcc libpython3-dev) # for the quicker start, see bootloader
 demo_packages=(util-linux iputils-ping nftables)
 test_packages=(util-linux iproute2 nftables iptables iputils-ping git strace)
 all_packages=(
@@ -66,7 +67,7 @@ build() {
         [[ $mode == lean ]] || version+=.plain
         echo "building $version"
         rm -rf build
-        [[ $mode == plain ]] || ! has_compiler || bootloader ".cnikit-$version"
+        [[ $mode == plain ]] || ! can_link || bootloader ".cnikit-$version"
         # Bytecode without column numbers loads faster, and tracebacks only show them beside source text.
         # The fixed hash seed orders constants, so that equal sources give equal files.
         CNIKIT_BUILD=$mode CNIKIT_VERSION=$version PYTHONNODEBUGRANGES=1 PYTHONHASHSEED=0 \
@@ -78,38 +79,57 @@ build() {
     ) 9<.
 }
 
-# Make build/bootloader/run, PyInstaller's bootloader for the plugins of a lean build, with five words changed. It does
-# not start itself a second time, so that libraries are looked for in the runtime folder: the folder is built in. It
-# starts the interpreter's core only, see boot.py, and leaves the caller's locale alone. It ignores SIGPIPE, as the
-# interpreter's other half would, and takes SIGCHLD back from a caller who ignored it, for who does cannot wait for
-# children. And it ignores whatever variables of its own (_PYI_...) the caller has: they are for the second start.
-# Without a compiler PyInstaller's own will do, and each call takes 3 ms longer.
+# Make build/bootloader/run, what the plugins of a lean build begin with: PyInstaller's bootloader with a few words
+# changed, bootloader.c, and the interpreter, linked statically. A shared one takes a tenth of a start to be mapped and
+# relocated. It does not start itself a second time, which only served to find that library. It starts the interpreter's
+# core only, see boot.py, and leaves the caller's locale alone. And it ignores whatever variables of its own (_PYI_...)
+# the caller has: they are for the second start. Where this cannot be made PyInstaller's own will do, and each call takes
+# 4 ms longer.
 bootloader() {
-    local runtime=$1 pin archive source=$PWD/build/pyinstaller
+    local runtime=$1 pin archive headers libraries source=$PWD/build/pyinstaller
     pin=$(sed -n 's/.*"pyinstaller==\([^"]*\)".*/\1/p' pyproject.toml)
     archive=.venv/pyinstaller/pyinstaller-$pin.tar.gz
     [[ -f $archive ]] || .venv/bin/python -m pip download --quiet --no-deps --no-binary pyinstaller \
         --dest "${archive%/*}" "pyinstaller==$pin"
     mkdir -p "$source"
     tar -C "$source" --strip-components=1 -xzf "$archive"
+    cp bootloader.c "$source/bootloader/src"
     (cd "$source/bootloader/src" &&
         sed -i -e 's/reset_environment = false;/reset_environment = true;/' \
             -e '/mark as the parent\/launcher$/,/;$/s/PYI_PROCESS_LEVEL_PARENT_NEEDS_RESTART/PYI_PROCESS_LEVEL_MAIN/' \
             pyi_main.c &&
+        sed -i 's/dlopen(dll_fullpath, /dlopen(NULL, /' pyi_dylib_python.c &&
         sed -i 's/config.configure_locale = 1;/config.configure_locale = 0;/' pyi_pyconfig.c &&
-        sed -i -e '1i #include <signal.h>' \
-            -e 's/config_impl->install_signal_handlers = 1;/& config_impl->_init_main = 0; signal(SIGPIPE, SIG_IGN); signal(SIGCHLD, SIG_DFL);/' \
-            pyi_pyconfig_pep587.c)
-    # RPATH, unlike RUNPATH, comes before the caller's LD_LIBRARY_PATH.
+        sed -i 's/config_impl->install_signal_handlers = 1;/& config_impl->_init_main = 0;/' pyi_pyconfig_pep587.c)
+    headers=$(configured INCLUDEPY)
+    libraries="-Wl,--whole-archive $(interpreters_archive) -Wl,--no-whole-archive -Wl,-Bstatic ${static_libraries[*]/#/-l}"
+    libraries+=" -Wl,-Bdynamic $(configured LIBS) $(configured SYSLIBS)"
+    # Extension modules take their symbols from the executable (-E). RPATH, unlike RUNPATH, comes before LD_LIBRARY_PATH.
     (cd "$source/bootloader" &&
-        LDFLAGS="-Wl,--disable-new-dtags,-rpath,\$ORIGIN/$runtime" \
-            "$OLDPWD/.venv/bin/python" ./waf distclean configure all) >build/bootloader.log 2>&1 ||
+        CFLAGS="-I$headers" LDFLAGS="-no-pie -Wl,-E,--disable-new-dtags,-rpath,\$ORIGIN/$runtime $libraries" \
+            "$OLDPWD/.venv/bin/python" ./waf distclean configure --static-zlib all) >build/bootloader.log 2>&1 ||
         { cat build/bootloader.log >&2 && return 1; }
     cp -r "$source"/PyInstaller/bootloader/Linux-* build/bootloader
 }
 
-has_compiler() {
-    echo '#include <zlib.h>' | gcc -E - >/dev/null 2>&1
+static_libraries=(expat z) # that the interpreter's archive needs
+
+# Tell whether a bootloader with the interpreter in it can be made: there is a compiler, and all that is linked.
+can_link() {
+    local library
+    [[ -f $(interpreters_archive) ]] || return
+    for library in "${static_libraries[@]}"; do
+        [[ $(gcc -print-file-name="lib$library.a" 2>/dev/null) == /* ]] || return # it prints the name if it finds none
+    done
+}
+
+interpreters_archive() {
+    echo "$(configured LIBPL)/$(configured LIBRARY)"
+}
+
+# Print what the interpreter was configured with under this name.
+configured() {
+    "$(interpreter)" -Sc "import sysconfig; print(sysconfig.get_config_var('$1'))"
 }
 
 # Tell whether dist/cni was built from what is here now. Its manifest is written last.
@@ -126,9 +146,9 @@ version() {
     version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' cnikit/__init__.py)
     digest=$({
         .venv/bin/python -VV
-        has_compiler && echo "with a bootloader of our own"
+        ! can_link || sha256sum "$(interpreters_archive)"
         echo .venv/lib/python3*/site-packages/{pyinstaller,pyroute2,netaddr,jeepney}*.dist-info
-        find cnikit plugins ipam -name '*.py' | LC_ALL=C sort | xargs sha256sum build.sh executables.spec boot.py
+        find cnikit plugins ipam -name '*.py' | LC_ALL=C sort | xargs sha256sum build.sh executables.spec boot.py bootloader.c
     } | sha256sum)
     echo "$version+${digest:0:8}"
 }
@@ -151,6 +171,7 @@ venv_stamp() {
 # Make ready what a build needs: packages, and the virtual environment as pyproject.toml has it now.
 prepare() {
     require "${build_packages[@]}"
+    ((EUID)) || require "${link_packages[@]}"
     ! venv_is_fresh || return 0
     echo "making .venv"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$(interpreter)" -m venv --clear .venv
@@ -200,6 +221,7 @@ has() {
         python3) interpreter ;;
         python3-venv) "$(interpreter)" -c 'import ensurepip, venv' ;;
         libpython3) "$(interpreter)" -c 'import ctypes, sysconfig; ctypes.CDLL(sysconfig.get_config_var("INSTSONAME"))' ;;
+        libpython3-dev) can_link ;;
         binutils) command -v objcopy && command -v objdump && command -v strip ;;
         util-linux) command -v unshare ;;
         iproute2) command -v ip ;;
@@ -212,13 +234,16 @@ has() {
     esac
 }
 
-# Print what Debian calls it: only the shared library's package has the Python version in its name.
+# Print what Debian calls it: the packages of libpython have the Python version in their names.
 debian_name() {
-    if [[ $1 == libpython3 ]]; then
-        "$(interpreter)" -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])' 2>/dev/null || echo "$1-dev"
-    else
-        echo "$1"
-    fi
+    local version
+    case $1 in
+        libpython3*)
+            version=$("$(interpreter)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=3
+            echo "${1/3/$version}"
+            ;;
+        *) echo "$1" ;;
+    esac
 }
 
 # --- running ---

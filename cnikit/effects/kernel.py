@@ -304,18 +304,20 @@ class Kernel:
         return None
 
     def _wait(self, what: Carrier | Settled, patience: float) -> Refusal | None:
-        from time import monotonic, sleep  # reads the machine's time zone, which few calls need
+        fault = self._fault(what)
+        if fault:
+            from time import monotonic, sleep  # reads the machine's time zone, which few calls need
 
-        deadline, pause = monotonic() + min(patience, limit.share()), 0.0005
-        while True:
-            self._forget(what.name)
-            fault = what.fault({what.where: self})
-            if not fault:
-                return None
-            if monotonic() > deadline:
-                return Refusal(ETIMEDOUT, fault)
-            sleep(pause)
-            pause = min(pause * 2, 0.02)
+            deadline, pause = monotonic() + min(patience, limit.share()), 0.0005
+            while fault and monotonic() < deadline:
+                sleep(pause)
+                pause = min(pause * 2, 0.02)
+                fault = self._fault(what)
+        return Refusal(ETIMEDOUT, fault) if fault else None
+
+    def _fault(self, what: Carrier | Settled) -> str:
+        self._forget(what.name)
+        return what.fault({what.where: self})
 
     def index(self, name: str) -> int:
         """Return a link's index, 0 when there is none of that name."""

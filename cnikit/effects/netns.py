@@ -111,7 +111,10 @@ def _unreadable(e: OSError) -> CniError:
 
 
 def _enter(fd: int) -> None:
-    from cnikit.effects.setns import setns
+    try:
+        from _bootloader import setns  # type: ignore[import-not-found]
+    except ImportError:
+        from cnikit.effects.setns import setns
 
     try:
         setns(fd, CLONE_NEWNET)

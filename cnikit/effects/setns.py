@@ -1,6 +1,6 @@
 """setns(2), from libc through _ctypes: os.setns is there from Python 3.12 only, and ctypes takes 2 ms to import.
 
-A module of its own, as DEL can mostly do without.
+For whoever has no bootloader of ours (bootloader.c), which brings it along.
 """
 
 from __future__ import annotations
