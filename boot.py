@@ -90,6 +90,8 @@ extensions, modules = marshal.loads(read("NAME.modules"))  # executables.spec pu
 sys.meta_path.insert(2, Held)
 for name, package, code in modules:
     sys.modules[name] = module = Module(name)
+    module.__spec__ = ModuleSpec(name, Held)
+    module.__spec__._initializing = False  # every import asks, and what is not there would become an exception
     if package:
         module.__path__ = [sys.prefix + package]
     exec(code, module.__dict__)

@@ -1,5 +1,6 @@
-/* What build.sh adds to PyInstaller's bootloader, beside the interpreter itself, for the plugins of a lean build: a
- * built-in module, and what must be so before anything else is.
+/* What build.sh links PyInstaller's bootloader with, beside the interpreter, for the plugins of a lean build: a module,
+ * and less to do at the start. It leans on CPython's insides, as boot.py does; where it cannot be linked plugins do
+ * without.
  */
 
 #define _GNU_SOURCE
@@ -45,10 +46,35 @@ new_module(void)
     return PyModule_Create(&definition);
 }
 
+/* Before main. */
 __attribute__((constructor)) static void
-before_main(void)
+prepare(void)
 {
     signal(SIGPIPE, SIG_IGN); /* as the interpreter's other half would */
     signal(SIGCHLD, SIG_DFL); /* who ignores it, as a caller may, cannot wait for children */
     PyImport_AppendInittab("_bootloader", new_module);
+}
+
+/* What the linker (--wrap) puts in the place of two functions of CPython's. */
+
+int __wrap__Py_Deepfreeze_Init(void);
+PyStatus __wrap__PyGC_Init(PyInterpreterState *);
+PyStatus __real__PyGC_Init(PyInterpreterState *);
+
+/* Do not intern the strings of all frozen modules, most of which no plugin imports. It is for speed alone (names that
+ * are not interned are compared letter by letter), and would write to 180 pages, a copy and a fault each. */
+int
+__wrap__Py_Deepfreeze_Init(void)
+{
+    return 0;
+}
+
+/* Collect no garbage while the interpreter and its types are made, as boot.py sees to later. */
+PyStatus
+__wrap__PyGC_Init(PyInterpreterState *interpreter)
+{
+    PyStatus status = __real__PyGC_Init(interpreter);
+
+    PyGC_Disable();
+    return status;
 }

@@ -86,14 +86,13 @@ build() {
 # the caller has: they are for the second start. Where this cannot be made PyInstaller's own will do, and each call takes
 # 4 ms longer.
 bootloader() {
-    local runtime=$1 pin archive headers libraries source=$PWD/build/pyinstaller
+    local runtime=$1 pin archive linking source=$PWD/build/pyinstaller
     pin=$(sed -n 's/.*"pyinstaller==\([^"]*\)".*/\1/p' pyproject.toml)
     archive=.venv/pyinstaller/pyinstaller-$pin.tar.gz
     [[ -f $archive ]] || .venv/bin/python -m pip download --quiet --no-deps --no-binary pyinstaller \
         --dest "${archive%/*}" "pyinstaller==$pin"
     mkdir -p "$source"
     tar -C "$source" --strip-components=1 -xzf "$archive"
-    cp bootloader.c "$source/bootloader/src"
     (cd "$source/bootloader/src" &&
         sed -i -e 's/reset_environment = false;/reset_environment = true;/' \
             -e '/mark as the parent\/launcher$/,/;$/s/PYI_PROCESS_LEVEL_PARENT_NEEDS_RESTART/PYI_PROCESS_LEVEL_MAIN/' \
@@ -101,13 +100,14 @@ bootloader() {
         sed -i 's/dlopen(dll_fullpath, /dlopen(NULL, /' pyi_dylib_python.c &&
         sed -i 's/config.configure_locale = 1;/config.configure_locale = 0;/' pyi_pyconfig.c &&
         sed -i 's/config_impl->install_signal_handlers = 1;/& config_impl->_init_main = 0;/' pyi_pyconfig_pep587.c)
-    headers=$(configured INCLUDEPY)
-    libraries="-Wl,--whole-archive $(interpreters_archive) -Wl,--no-whole-archive -Wl,-Bstatic ${static_libraries[*]/#/-l}"
-    libraries+=" -Wl,-Bdynamic $(configured LIBS) $(configured SYSLIBS)"
+    gcc -O2 -Wall -Wextra -Werror -I"$(configured INCLUDEPY)" -c bootloader.c -o build/bootloader.o
+    linking="$PWD/build/bootloader.o -Wl,--whole-archive $(interpreters_archive) -Wl,--no-whole-archive"
+    linking+=" -Wl,-Bstatic ${static_libraries[*]/#/-l} -Wl,-Bdynamic $(configured LIBS) $(configured SYSLIBS)"
     # Extension modules take their symbols from the executable (-E). RPATH, unlike RUNPATH, comes before LD_LIBRARY_PATH.
+    linking+=" -no-pie -Wl,-E,--disable-new-dtags,-rpath,\$ORIGIN/$runtime"
+    linking+=" -Wl,--wrap=_Py_Deepfreeze_Init,--wrap=_PyGC_Init"
     (cd "$source/bootloader" &&
-        CFLAGS="-I$headers" LDFLAGS="-no-pie -Wl,-E,--disable-new-dtags,-rpath,\$ORIGIN/$runtime $libraries" \
-            "$OLDPWD/.venv/bin/python" ./waf distclean configure --static-zlib all) >build/bootloader.log 2>&1 ||
+        LDFLAGS=$linking "$OLDPWD/.venv/bin/python" ./waf distclean configure --static-zlib all) >build/bootloader.log 2>&1 ||
         { cat build/bootloader.log >&2 && return 1; }
     cp -r "$source"/PyInstaller/bootloader/Linux-* build/bootloader
 }

@@ -117,7 +117,7 @@ def test_a_plugin_can_be_imported_by_another(lean: Path, name: str) -> None:
 def test_a_plugin_has_the_interpreter_in_itself(own_bootloader: None, name: str) -> None:
     """To map and relocate a shared one takes a tenth of a start."""
     listed = subprocess.run(["readelf", "-dW", BUILT / name], capture_output=True, text=True, check=True).stdout
-    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\.so", listed))
+    needed = set(re.findall(r"\(NEEDED\).*\[(lib.*)\.so", listed))
     assert needed == {"libc", "libm"}
 
 
