@@ -13,6 +13,7 @@ from __future__ import annotations
 from cnikit import spec
 from cnikit.address import contains, family, format_cidr, is_default, last, network, parse_cidr, parse_ip
 from cnikit.errors import CniError
+from cnikit.netlink import devconf
 from cnikit.netlink.rtnetlink import (
     IF_OPER_UP,
     IFA_F_DADFAILED,
@@ -214,8 +215,6 @@ class Veth(Object):
             return f"{self.name}, the host end of {self.peer}, is gone"
         if peer.kind != "veth" or host.kind != "veth" or peer.peer != host.index:
             return f"{self.peer} in the container and {self.name} are not the two ends of one veth"
-        if self.mac and peer.mac != self.mac:
-            return f"{self.peer} has the MAC address {peer.mac}, not {self.mac}"
         bridge = world[self.where].link(self.bridge) if self.bridge else None
         if bridge and host.master != bridge.index:
             return f"{self.name} is no port of {self.bridge}"
@@ -476,6 +475,10 @@ class Sysctl(Object):
 
     def removal(self) -> str:
         return f"sysctl -w {self.name}={self.before}"
+
+    def message(self, removing: bool) -> Message | None:
+        value = self.before if removing else self.value
+        return None if value is None else devconf.set_link(self.name, value)
 
     def fault(self, world: World) -> str:
         try:

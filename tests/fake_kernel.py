@@ -205,7 +205,7 @@ class FakeNamespace:
             return self._veth(what)
         if isinstance(what, Sysctl):
             if name not in self.sysctls:
-                return ENOENT
+                return ENODEV if what.message(removing=False) else ENOENT
             self.sysctls[name] = what.value
             return 0
         return self._about_link(what, self.present.get(name))

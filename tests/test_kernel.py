@@ -249,11 +249,37 @@ def test_sysctl(world: EITHER) -> None:
     assert make(world, inside) == [0]
     assert world[HOST].sysctl(forward.name) == "1"
     assert world[CONTAINER].sysctl(inside.name) == "1"
-    missing = Sysctl(CONTAINER, "net/ipv4/conf/nothing/arp_notify", "1")
-    assert make(world, missing) == [ENOENT]
-    assert make(world, missing.replace(optional=True)) == [0]
-    with pytest.raises(FileNotFoundError):
-        world[CONTAINER].sysctl(missing.name)
+    for missing, why in (
+        (Sysctl(CONTAINER, "net/ipv4/conf/nothing/arp_notify", "1"), ENODEV),  # by rtnetlink
+        (Sysctl(CONTAINER, "net/ipv6/conf/nothing/accept_ra", "1"), ENOENT),
+    ):
+        assert make(world, missing) == [why]
+        assert make(world, missing.replace(optional=True)) == [0]
+        with pytest.raises(FileNotFoundError):
+            world[CONTAINER].sysctl(missing.name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"),
+        *("net/ipv4/conf/eth0/arp_notify", "net/ipv4/conf/eth0/route_localnet", "net/ipv6/conf/eth0/accept_ra"),
+    ],
+)
+def test_rtnetlink_tells_what_proc_does(host: str, container: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """And what is written in one of the two ways is read in the other."""
+    assert host
+    read = f"ip netns exec {Path(container).name} cat /proc/sys/{name}"
+    with World(netns.open_netns(container)) as world:
+        attach(world)
+        before = sh(read).strip()
+        monkeypatch.setattr(sysctl, "read", lambda _: "nobody looks into /proc")
+        assert world[CONTAINER].sysctl(name) == before
+        for value in ("1", "0", "1"):
+            assert make(world, Sysctl(CONTAINER, name, value)) == [0]
+            assert world[CONTAINER].sysctl(name) == value
+        monkeypatch.undo()
+        assert sh(read).strip() == "1"
 
 
 def test_the_sysctls_of_a_link_go_with_it(world: EITHER) -> None:
@@ -261,7 +287,7 @@ def test_the_sysctls_of_a_link_go_with_it(world: EITHER) -> None:
     localnet = Sysctl(HOST, "net/ipv4/conf/veth1/route_localnet", "1")
     assert make(world, localnet) == [0]
     assert take(world, VETH) == [0]
-    assert make(world, localnet) == [ENOENT]
+    assert make(world, localnet) == [ENODEV]
     assert make(world, VETH) == [0]
     assert world[HOST].sysctl(localnet.name) == "0"
 

@@ -1,7 +1,7 @@
 """One network namespace of the running kernel: reads what is there, makes and removes the objects of a plan.
 
 The netlink socket belongs to the namespace it was opened in, so links, addresses and routes need no further setns(2);
-sysctls do, as /proc/sys/net is that of the reader.
+sysctls do, as /proc/sys/net is that of the reader, where rtnetlink does not know them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cnikit.address import parse_cidr, parse_mac
 from cnikit.effects import files, limit, netns, sysctl
 from cnikit.effects.netlink import NetlinkError, Socket
 from cnikit.errors import CniError
-from cnikit.netlink import rtnetlink
+from cnikit.netlink import devconf, rtnetlink
 from cnikit.objects import (
     CONTAINER,
     HOST,
@@ -68,8 +68,10 @@ class Kernel:
         self._links: dict[str, Link] = {}
         self._addresses: dict[str, list[BoundAddress]] = {}
 
-    def _forget(self, name: str) -> None:
-        """Drop what was read of a link: it changes."""
+    def _forget(self, what: Object) -> None:
+        """Drop what was read of an object's link: it changes."""
+        setting = devconf.of_link(what.name) if isinstance(what, Sysctl) else None
+        name = setting[0] if setting else what.name
         self._links.pop(name, None)
         self._addresses.pop(name, None)
 
@@ -129,8 +131,20 @@ class Kernel:
 
     def sysctl(self, name: str) -> str:
         """Return a sysctl's value. Raises OSError."""
+        value = self._told(name)
+        if value:
+            return value
         with netns.Inside(self._fd):
             return sysctl.read(name)
+
+    def _told(self, name: str) -> str:
+        """Return a sysctl's value if rtnetlink tells it, "" otherwise."""
+        if name in devconf.FORWARDING:
+            answer = self._socket.exchange([devconf.get_forwarding(devconf.FORWARDING[name])])[0]
+            return devconf.forwarding(answer.bodies[0]) if answer.bodies else ""
+        place = devconf.of_link(name)
+        link = self.link(place[0]) if place else None
+        return devconf.value(link, *place[1:]) if place and link else ""
 
     def identity(self) -> str:
         """Return what only this namespace is called, even after it is gone; "" before Linux 5.14, which has no such.
@@ -273,7 +287,7 @@ class Kernel:
         if not waiting:
             return []
         for change, _ in waiting:
-            self._forget(change.what.name)
+            self._forget(change.what)
         answers = self._socket.exchange([message for _, message in waiting])
         return [
             Refusal(answer.errno, answer.why) if answer.errno and not _forgiven(change, answer.errno) else None
@@ -295,12 +309,13 @@ class Kernel:
         value = what.before if isinstance(change, Remove) else what.value
         if value is None:
             return None
+        self._forget(what)
         try:
             with netns.Inside(self._fd):
                 sysctl.write(what.name, value)
         except OSError as e:
             errno = e.errno or 0
-            return None if what.optional or _forgiven(change, errno) else Refusal(errno, "")
+            return None if _forgiven(change, errno) else Refusal(errno, "")
         return None
 
     def _wait(self, what: Carrier | Settled, patience: float) -> Refusal | None:
@@ -316,7 +331,7 @@ class Kernel:
         return Refusal(ETIMEDOUT, fault) if fault else None
 
     def _fault(self, what: Carrier | Settled) -> str:
-        self._forget(what.name)
+        self._forget(what)
         return what.fault({what.where: self})
 
     def index(self, name: str) -> int:
@@ -344,6 +359,8 @@ def _legacy(table: str) -> list[int]:
 
 
 def _forgiven(change: Change, errno: int) -> bool:
+    if isinstance(change.what, Sysctl) and change.what.optional:
+        return True
     if isinstance(change, Remove):
         return errno in _MISSING
     # Two sources may give the very same route: ipam's routes and isDefaultGateway, say.

@@ -39,7 +39,15 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_EXT_MASK = 13, 16, 18, 20, 28, 29
+IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_EXT_MASK = (
+    13,
+    16,
+    18,
+    20,
+    26,
+    28,
+    29,
+)
 IFLA_LINK_NETNSID = 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
@@ -81,6 +89,7 @@ class Link(Value):
     hairpin: bool = False
     isolated: bool = False
     txqlen: int = 0  # packets
+    af_spec: bytes = b""  # settings of each family, see cnikit.netlink.devconf
 
 
 class BoundAddress(Value):
@@ -117,7 +126,7 @@ def dump_links() -> Message:
 
 def new_bridge(name: str, mac: bytes, mtu: int = 0) -> Message:
     """Create a bridge. With a MAC of its own it does not change it as ports come and go."""
-    body = _ifinfo(0) + string(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, mac) + _mtu(mtu)
+    body = named(name) + attribute(IFLA_ADDRESS, mac) + _mtu(mtu)
     return _create(body + nested(IFLA_LINKINFO, string(IFLA_INFO_KIND, "bridge")))
 
 
@@ -142,22 +151,22 @@ def set_flags(name: str, flags: int, mask: int) -> Message:
 
 def set_alias(name: str, alias: str) -> Message:
     """Give a link its ifalias."""
-    return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + string(IFLA_IFALIAS, alias))
+    return Message(RTM_NEWLINK, NLM_F_ACK, named(name) + string(IFLA_IFALIAS, alias))
 
 
 def set_mac(name: str, mac: bytes) -> Message:
     """Give a link its MAC address."""
-    return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, mac))
+    return Message(RTM_NEWLINK, NLM_F_ACK, named(name) + attribute(IFLA_ADDRESS, mac))
 
 
 def set_mtu(name: str, mtu: int) -> Message:
     """Set a link's MTU (bytes)."""
-    return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu))
+    return Message(RTM_NEWLINK, NLM_F_ACK, named(name) + u32(IFLA_MTU, mtu))
 
 
 def set_txqlen(name: str, length: int) -> Message:
     """Set the length of a link's transmit queue (packets)."""
-    return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + u32(IFLA_TXQLEN, length))
+    return Message(RTM_NEWLINK, NLM_F_ACK, named(name) + u32(IFLA_TXQLEN, length))
 
 
 def set_port(name: str, hairpin: bool, isolated: bool) -> Message:
@@ -173,7 +182,7 @@ def set_isolated(name: str, isolated: bool) -> Message:
 def _set_port(name: str, *flags: bytes) -> Message:
     data = nested(IFLA_INFO_SLAVE_DATA, *flags)
     info = nested(IFLA_LINKINFO, string(IFLA_INFO_SLAVE_KIND, "bridge"), data)
-    return Message(RTM_NEWLINK, NLM_F_ACK, _ifinfo(0) + string(IFLA_IFNAME, name) + info)
+    return Message(RTM_NEWLINK, NLM_F_ACK, named(name) + info)
 
 
 def del_link(index: int) -> Message:
@@ -202,6 +211,7 @@ def link(body: bytes) -> Link:
         hairpin=bool(number(port.get(IFLA_BRPORT_MODE, b""))),
         isolated=bool(number(port.get(IFLA_BRPORT_ISOLATED, b""))),
         txqlen=number(got.get(IFLA_TXQLEN, b"")),
+        af_spec=got.get(IFLA_AF_SPEC, b""),
     )
 
 
@@ -296,6 +306,11 @@ def _create(body: bytes, kind: int = RTM_NEWLINK) -> Message:
 
 def _ifinfo(index: int) -> bytes:
     return _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0)
+
+
+def named(name: str) -> bytes:
+    """Encode what begins a message about the link of that name."""
+    return _ifinfo(0) + string(IFLA_IFNAME, name)
 
 
 def _mtu(mtu: int) -> bytes:

@@ -1,0 +1,78 @@
+"""Sysctls of the network that rtnetlink tells, and some that it sets: values to bytes and bytes to values. No sockets.
+
+Each namespace has its own files under /proc/sys/net. All go by the same names, and to open one the kernel walks through
+those of the namespaces looked into before: with 400 containers that takes longer than to create a veth.
+
+Source: linux/ip.h, ipv6.h, netconf.h, if_link.h. pyroute2 has none of these; tests/test_kernel.py holds them to /proc.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+from _struct import Struct
+
+from cnikit.netlink.codec import NLM_F_ACK, Message, attribute, attributes, nested, number, u32
+from cnikit.netlink.rtnetlink import IFLA_AF_SPEC, RTM_NEWLINK, Link, named
+
+RTM_GETNETCONF = 82
+NETCONFA_IFINDEX, NETCONFA_FORWARDING = 1, 2
+NETCONFA_IFINDEX_ALL = -1
+IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
+IPV4_DEVCONF_ARP_NOTIFY, IPV4_DEVCONF_ROUTE_LOCALNET, DEVCONF_ACCEPT_RA = 22, 26, 3
+
+_IFINDEX = Struct("=i")
+_NETCONF = Struct("=Bxxx")  # netconfmsg: family, padded as attributes are
+
+# Whether a family's packets are forwarded.
+FORWARDING = {"net/ipv4/ip_forward": AF_INET, "net/ipv6/conf/all/forwarding": AF_INET6}
+
+_OF_LINKS = {
+    ("ipv4", "arp_notify"): IPV4_DEVCONF_ARP_NOTIFY,
+    ("ipv4", "route_localnet"): IPV4_DEVCONF_ROUTE_LOCALNET,
+    ("ipv6", "accept_ra"): DEVCONF_ACCEPT_RA,
+}
+
+
+def of_link(name: str) -> tuple[str, str, int] | None:
+    """Return link, family ("ipv4") and number of a link's setting, None for any other sysctl.
+
+    The number is the kernel's for setting it. IPv4's begin with 1, IPv6's with 0.
+    """
+    parts = name.split("/")
+    if len(parts) != 5 or parts[2] != "conf" or parts[3] in ("all", "default"):
+        return None
+    _, ip, _, link, setting = parts
+    known = _OF_LINKS.get((ip, setting))
+    return None if known is None else (link, ip, known)
+
+
+def set_link(name: str, value: str) -> Message | None:
+    """Set a link's setting, by the sysctl's name; None where that takes the sysctl. rtnetlink sets IPv4's alone."""
+    place = of_link(name)
+    if place is None or place[1] != "ipv4" or not value.isdecimal():
+        return None
+    settings = nested(IFLA_AF_SPEC, nested(AF_INET, nested(IFLA_INET_CONF, u32(place[2], int(value)))))
+    return Message(RTM_NEWLINK, NLM_F_ACK, named(place[0]) + settings)
+
+
+def value(link: Link, ip: str, setting: int) -> str:
+    """Return a link's setting, "" where the link has none: without IPv6, say."""
+    families = attributes(link.af_spec)
+    if ip == "ipv4":
+        settings, position = attributes(families.get(AF_INET, b"")).get(IFLA_INET_CONF, b""), setting - 1
+    else:
+        settings, position = attributes(families.get(AF_INET6, b"")).get(IFLA_INET6_CONF, b""), setting
+    data = settings[4 * position : 4 * position + 4]
+    return str(number(data)) if data else ""
+
+
+def get_forwarding(af: int) -> Message:
+    """Ask for FORWARDING."""
+    return Message(
+        RTM_GETNETCONF, NLM_F_ACK, _NETCONF.pack(af) + attribute(NETCONFA_IFINDEX, _IFINDEX.pack(NETCONFA_IFINDEX_ALL))
+    )
+
+
+def forwarding(body: bytes) -> str:
+    """Decode an RTM_NEWNETCONF."""
+    return str(number(attributes(body, _NETCONF.size).get(NETCONFA_FORWARDING, b"")))
