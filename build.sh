@@ -67,7 +67,10 @@ build() {
         [[ $mode == lean ]] || version+=.plain
         echo "building $version"
         rm -rf build
-        [[ $mode == plain ]] || ! can_link || bootloader ".cnikit-$version"
+        if [[ $mode == lean ]] && ! { can_link && bootloader ".cnikit-$version"; }; then
+            echo "with gcc and $(debian_name libpython3-dev) each call would take 5 ms less"
+            rm -rf build/bootloader
+        fi
         # Bytecode without column numbers loads faster, and tracebacks only show them beside source text.
         # The fixed hash seed orders constants, so that equal sources give equal files.
         CNIKIT_BUILD=$mode CNIKIT_VERSION=$version PYTHONNODEBUGRANGES=1 PYTHONHASHSEED=0 \
@@ -84,7 +87,7 @@ build() {
 # relocated. It does not start itself a second time, which only served to find that library. It starts the interpreter's
 # core only, see boot.py, and leaves the caller's locale alone. And it ignores whatever variables of its own (_PYI_...)
 # the caller has: they are for the second start. Where this cannot be made PyInstaller's own will do, and each call takes
-# 4 ms longer.
+# 5 ms longer.
 bootloader() {
     local runtime=$1 pin archive linking source=$PWD/build/pyinstaller
     pin=$(sed -n 's/.*"pyinstaller==\([^"]*\)".*/\1/p' pyproject.toml)
@@ -129,7 +132,9 @@ interpreters_archive() {
 
 # Print what the interpreter was configured with under this name.
 configured() {
-    "$(interpreter)" -Sc "import sysconfig; print(sysconfig.get_config_var('$1'))"
+    local python=.venv/bin/python
+    [[ -x $python ]] || python=$(interpreter)
+    "$python" -Sc "import sysconfig; print(sysconfig.get_config_var('$1'))"
 }
 
 # Tell whether dist/cni was built from what is here now. Its manifest is written last.
@@ -171,7 +176,9 @@ venv_stamp() {
 # Make ready what a build needs: packages, and the virtual environment as pyproject.toml has it now.
 prepare() {
     require "${build_packages[@]}"
-    ((EUID)) || require "${link_packages[@]}"
+    if ((EUID == 0)) && [[ $(interpreter) == /usr/bin/* ]] && command -v apt-get >/dev/null; then
+        require "${link_packages[@]}" || true # it works without
+    fi
     ! venv_is_fresh || return 0
     echo "making .venv"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$(interpreter)" -m venv --clear .venv

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from _blake2 import blake2s
-
 from cnikit import spec
-from cnikit.address import format_mac, parse_cidr, parse_mac
+from cnikit.address import format_mac, parse_mac
 from cnikit.errors import CniError, invalid_config
 from cnikit.fields import Fields
 from cnikit.objects import CONTAINER, Address, Route, Settled, Sysctl, Up
@@ -23,37 +21,23 @@ VETH_MINIMUM_MTU, VETH_MAXIMUM_MTU = 68, 65535
 SCOPE_LINK = 253
 
 
-def mac_for(leases: Result) -> str:
-    """Return the MAC address of who has these addresses, "" without any: 0a:58 and IPv4's four bytes, or IPv6's hash.
-
-    Whoever has an address after another has the same MAC address then, so what neighbours remember is right. To tell
-    them, as is to be done with any other, is a broadcast to all containers of a bridge for each ADD.
-    """
-    packed = sorted((parse_cidr(ip.address)[0] for ip in leases.ips), key=len)
-    if not packed:
-        return ""
-    tail = packed[0] if len(packed[0]) == 4 else blake2s(packed[0], digest_size=4).digest()
-    return format_mac(b"\x0a\x58" + tail)
-
-
-def interface(ifname: str, leases: Result, dad: bool = False, announced: bool = True) -> tuple[Step, ...]:
+def interface(ifname: str, leases: Result, dad: bool = False) -> tuple[Step, ...]:
     """Return the steps that set up an interface with what IPAM gave.
 
     With dad, IPv6 addresses are first checked for duplicates, which takes up to two seconds; without, they are made
-    usable at once, as nobody else can have what IPAM gave. When announced, neighbours hear of IPv4 addresses, and
-    forget who had them before.
+    usable at once, as nobody else can have what IPAM gave.
     """
     has_v6 = any(":" in ip.address for ip in leases.ips)
     before = _ipv6(ifname, dad) if has_v6 else []
     addresses = [Set(Address(CONTAINER, ifname, ip.address, dad)) for ip in leases.ips]
     settled = [Set(Settled(CONTAINER, ifname))] if has_v6 and dad else []
     routes = [Set(_route(ifname, route, leases)) for route in leases.routes]
-    notify = Set(Sysctl(CONTAINER, f"net/ipv4/conf/{ifname}/arp_notify", "1", optional=True))
-    up = Set(Up(CONTAINER, ifname))
     return (
+        # Neighbours hear of the address as soon as it is there, and forget who had it before.
+        Set(Sysctl(CONTAINER, f"net/ipv4/conf/{ifname}/arp_notify", "1", optional=True)),
         *before,
         *addresses,
-        *((notify, up) if announced else (up, notify)),
+        Set(Up(CONTAINER, ifname)),
         *settled,
         *routes,
     )

@@ -215,6 +215,8 @@ class Veth(Object):
             return f"{self.name}, the host end of {self.peer}, is gone"
         if peer.kind != "veth" or host.kind != "veth" or peer.peer != host.index:
             return f"{self.peer} in the container and {self.name} are not the two ends of one veth"
+        if self.mac and peer.mac != self.mac:
+            return f"{self.peer} has the MAC address {peer.mac}, not {self.mac}"
         bridge = world[self.where].link(self.bridge) if self.bridge else None
         if bridge and host.master != bridge.index:
             return f"{self.name} is no port of {self.bridge}"

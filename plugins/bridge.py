@@ -34,10 +34,7 @@ first container of the network and shared by all. Without `ipam` the container g
 | dns | IPAM's | nameservers, domain, search, options for the result |
 
 The container's MAC address may be asked for: CNI_ARGS `MAC`, `args.cni.mac`, `runtimeConfig.mac` (capability `mac`),
-the last one given wins; it is announced (ARP). Any other is made from the first address, IPv4's if there is one: who
-knew the address before need not learn another, and nobody is told.
-
-Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
+the last one given wins. Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
 Result: the bridge, the veth's host end, the container's interface; addresses, routes and dns of IPAM, completed. An
 address without gateway gets, with isGateway, the first of its subnet.
@@ -157,13 +154,10 @@ def _with_gateway(ip: IP) -> IP:
 def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
     """Return the steps of an ADD: the bridge and its addresses, the veth, the container's addresses and routes."""
     configure.fits(conf.mtu, leases)
-    mac = conf.mac or configure.mac_for(leases)
-    inside = _without_addresses(conf, ends)
-    if leases.ips:
-        inside = configure.interface(ends.ifname, leases, conf.dad, announced=bool(conf.mac))
+    inside = configure.interface(ends.ifname, leases, conf.dad) if leases.ips else _without_addresses(conf, ends)
     return (
         *_bridge(conf, leases),
-        Add(Veth(HOST, ends.host_end, ends.ifname, ends.sandbox, conf.bridge, conf.mtu, mac)),
+        Add(Veth(HOST, ends.host_end, ends.ifname, ends.sandbox, conf.bridge, conf.mtu, conf.mac)),
         Set(Alias(HOST, ends.host_end, ends.tag)),
         Set(Port(HOST, ends.host_end, conf.hairpin, conf.isolated)),
         *_rules(conf, leases, ends),

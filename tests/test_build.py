@@ -62,7 +62,7 @@ def runtime() -> Path:
 
 @pytest.fixture
 def own_bootloader(lean: Path) -> None:
-    if not (PROJECT / "build/bootloader").exists():
+    if build_sh("can_link", cwd=PROJECT).returncode != 0:
         pytest.skip("plugins have PyInstaller's own bootloader: no compiler, or no archive of the interpreter")
 
 

@@ -19,7 +19,7 @@ PLUGINS = ("bridge", "loopback", "portmap", "firewall", "tuning", "host-local", 
 
 
 def _has_own_bootloader() -> bool:
-    """Tell whether the plugins have the bootloader that build.sh makes, which only a compiler can."""
+    """Tell whether the plugins have the bootloader that build.sh makes, where it can link one."""
     return b"$ORIGIN/.cnikit-" in (BUILT / "bridge").read_bytes()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -100,6 +101,37 @@ def test_the_first_containers_of_a_network_may_come_all_at_once(
 def copy(tmp_path: Path) -> Path:
     """Give a copy of the suite, to be changed."""
     return Path(shutil.copytree(BUILT, tmp_path / "cni"))
+
+
+def test_no_call_looks_into_the_networks_sysctls(
+    host: str, new_container: Callable[[], str], networks: Path, tmp_path: Path
+) -> None:
+    """Each namespace has files of its own there by the same names, and the kernel searches those of all."""
+    assert host
+    ranges = [[{"subnet": "10.11.0.0/24"}]]
+    conf = config(networks, ipMasq=True, ipam={"type": "host-local", "dataDir": str(networks), "ranges": ranges})
+    mappings = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    portmap = {**conf, "type": "portmap", "runtimeConfig": {"portMappings": mappings}}
+    one, two = new_container(), new_container()
+    result = json.loads(finish(start(BUILT, "ADD", conf, one, "c0"))[1])
+    for verb in ("ADD", "DEL"):  # the first of a host sets what is the host's
+        assert finish(start(BUILT, verb, {**portmap, "prevResult": result}, one, "c0"))[0] == 0
+    trace = tmp_path / "trace"
+    folder = tmp_path / "traced"
+    folder.mkdir()
+    for name in ("bridge", "portmap"):
+        script = f"#!/bin/sh\nexec strace -f -A -e trace=%file -o {trace} {BUILT / name}\n"
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    environ = {"CNI_PATH": str(BUILT), "PATH": os.environ["PATH"]}
+    status, out = run(folder, "ADD", conf, two, **environ)
+    assert status == 0
+    result = json.loads(out)
+    for verb, given in (("ADD", portmap), ("DEL", portmap), ("DEL", conf)):
+        assert run(folder, verb, {**given, "prevResult": result}, two, **environ)[0] == 0
+    opened = trace.read_text()
+    assert opened.count("execve(") >= 4
+    assert re.findall(r"/proc/sys/net/\S*", opened) == []
 
 
 def test_our_own_delegate_runs_inside(host: str, container: str, networks: Path, copy: Path) -> None:

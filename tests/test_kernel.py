@@ -38,7 +38,7 @@ from cnikit.settings import AllMulticast, Isolated, Mac, Mtu, Promiscuous, Queue
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
-EEXIST, ENODEV, ENOENT = 17, 19, 2
+ENOENT, EEXIST, ENODEV, EINVAL = 2, 17, 19, 22
 EITHER = World | FakeWorld
 
 
@@ -252,6 +252,7 @@ def test_sysctl(world: EITHER) -> None:
     for missing, why in (
         (Sysctl(CONTAINER, "net/ipv4/conf/nothing/arp_notify", "1"), ENODEV),  # by rtnetlink
         (Sysctl(CONTAINER, "net/ipv6/conf/nothing/accept_ra", "1"), ENOENT),
+        (Sysctl(CONTAINER, "net/ipv4/conf/averyveryverylongname/arp_notify", "1"), ENOENT),
     ):
         assert make(world, missing) == [why]
         assert make(world, missing.replace(optional=True)) == [0]
@@ -275,9 +276,10 @@ def test_rtnetlink_tells_what_proc_does(host: str, container: str, monkeypatch: 
         before = sh(read).strip()
         monkeypatch.setattr(sysctl, "read", lambda _: "nobody looks into /proc")
         assert world[CONTAINER].sysctl(name) == before
-        for value in ("1", "0", "1"):
+        for value in ("1", "0", "-1", "1"):
             assert make(world, Sysctl(CONTAINER, name, value)) == [0]
             assert world[CONTAINER].sysctl(name) == value
+        assert make(world, Sysctl(CONTAINER, name, "5000000000")) == [EINVAL]
         monkeypatch.undo()
         assert sh(read).strip() == "1"
 

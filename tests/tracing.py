@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 # What only looks. strace does not always know a netlink message by its name: get link, address, route and rule of
 # rtnetlink; a chain, rules and an element of nftables; the entries of conntrack.
-_READING = re.compile(r"nlmsg_type=(?:\S*_GET|0x(?:12|16|1a|22|a04|a07|a0d|101)\b)")
+_READING = re.compile(r"nlmsg_type=(?:\S*_GET|0x(?:12|16|1a|22|52|a04|a07|a0d|101)\b)")
 _CHANGING = ("mkdir", "rename", "unlink", "symlink", "ftruncate", "utimensat", "flock")
 
 

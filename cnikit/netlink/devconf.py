@@ -11,7 +11,8 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6
 from _struct import Struct
 
-from cnikit.netlink.codec import NLM_F_ACK, Message, attribute, attributes, nested, number, u32
+from cnikit import spec
+from cnikit.netlink.codec import NLM_F_ACK, Message, attribute, attributes, header, nested, u32
 from cnikit.netlink.rtnetlink import IFLA_AF_SPEC, RTM_NEWLINK, Link, named
 
 RTM_GETNETCONF = 82
@@ -20,7 +21,7 @@ NETCONFA_IFINDEX_ALL = -1
 IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
 IPV4_DEVCONF_ARP_NOTIFY, IPV4_DEVCONF_ROUTE_LOCALNET, DEVCONF_ACCEPT_RA = 22, 26, 3
 
-_IFINDEX = Struct("=i")
+_INT = Struct("=i")
 _NETCONF = Struct("=Bxxx")  # netconfmsg: family, padded as attributes are
 
 # Whether a family's packets are forwarded.
@@ -34,12 +35,12 @@ _OF_LINKS = {
 
 
 def of_link(name: str) -> tuple[str, str, int] | None:
-    """Return link, family ("ipv4") and number of a link's setting, None for any other sysctl.
+    """Return link, family ("ipv4") and number of a link's setting, None for any other sysctl, or no name of a link.
 
     The number is the kernel's for setting it. IPv4's begin with 1, IPv6's with 0.
     """
     parts = name.split("/")
-    if len(parts) != 5 or parts[2] != "conf" or parts[3] in ("all", "default"):
+    if len(parts) != 5 or parts[2] != "conf" or parts[3] in ("all", "default") or spec.ifname_fault(parts[3]):
         return None
     _, ip, _, link, setting = parts
     known = _OF_LINKS.get((ip, setting))
@@ -47,9 +48,12 @@ def of_link(name: str) -> tuple[str, str, int] | None:
 
 
 def set_link(name: str, value: str) -> Message | None:
-    """Set a link's setting, by the sysctl's name; None where that takes the sysctl. rtnetlink sets IPv4's alone."""
+    """Set a link's setting, by the sysctl's name; None where that takes the sysctl.
+
+    rtnetlink sets IPv4's alone. What else than 0 and 1 is a number is for the sysctl to say.
+    """
     place = of_link(name)
-    if place is None or place[1] != "ipv4" or not value.isdecimal():
+    if place is None or place[1] != "ipv4" or value not in ("0", "1"):
         return None
     settings = nested(IFLA_AF_SPEC, nested(AF_INET, nested(IFLA_INET_CONF, u32(place[2], int(value)))))
     return Message(RTM_NEWLINK, NLM_F_ACK, named(place[0]) + settings)
@@ -62,17 +66,20 @@ def value(link: Link, ip: str, setting: int) -> str:
         settings, position = attributes(families.get(AF_INET, b"")).get(IFLA_INET_CONF, b""), setting - 1
     else:
         settings, position = attributes(families.get(AF_INET6, b"")).get(IFLA_INET6_CONF, b""), setting
-    data = settings[4 * position : 4 * position + 4]
-    return str(number(data)) if data else ""
+    return _decoded(settings[4 * position : 4 * position + 4])
 
 
 def get_forwarding(af: int) -> Message:
     """Ask for FORWARDING."""
     return Message(
-        RTM_GETNETCONF, NLM_F_ACK, _NETCONF.pack(af) + attribute(NETCONFA_IFINDEX, _IFINDEX.pack(NETCONFA_IFINDEX_ALL))
+        RTM_GETNETCONF, NLM_F_ACK, _NETCONF.pack(af) + attribute(NETCONFA_IFINDEX, _INT.pack(NETCONFA_IFINDEX_ALL))
     )
 
 
 def forwarding(body: bytes) -> str:
     """Decode an RTM_NEWNETCONF."""
-    return str(number(attributes(body, _NETCONF.size).get(NETCONFA_FORWARDING, b"")))
+    return _decoded(attributes(body, _NETCONF.size).get(NETCONFA_FORWARDING, b""))
+
+
+def _decoded(data: bytes) -> str:
+    return str(header(_INT, data)[0]) if data else ""
