@@ -93,17 +93,17 @@ bootloader() {
     pin=$(sed -n 's/.*"pyinstaller==\([^"]*\)".*/\1/p' pyproject.toml)
     archive=.venv/pyinstaller/pyinstaller-$pin.tar.gz
     [[ -f $archive ]] || .venv/bin/python -m pip download --quiet --no-deps --no-binary pyinstaller \
-        --dest "${archive%/*}" "pyinstaller==$pin"
+        --dest "${archive%/*}" "pyinstaller==$pin" || return
     mkdir -p "$source"
-    tar -C "$source" --strip-components=1 -xzf "$archive"
+    tar -C "$source" --strip-components=1 -xzf "$archive" || return
     (cd "$source/bootloader/src" &&
         sed -i -e 's/reset_environment = false;/reset_environment = true;/' \
             -e '/mark as the parent\/launcher$/,/;$/s/PYI_PROCESS_LEVEL_PARENT_NEEDS_RESTART/PYI_PROCESS_LEVEL_MAIN/' \
             pyi_main.c &&
         sed -i 's/dlopen(dll_fullpath, /dlopen(NULL, /' pyi_dylib_python.c &&
         sed -i 's/config.configure_locale = 1;/config.configure_locale = 0;/' pyi_pyconfig.c &&
-        sed -i 's/config_impl->install_signal_handlers = 1;/& config_impl->_init_main = 0;/' pyi_pyconfig_pep587.c)
-    gcc -O2 -Wall -Wextra -Werror -I"$(configured INCLUDEPY)" -c bootloader.c -o build/bootloader.o
+        sed -i 's/config_impl->install_signal_handlers = 1;/& config_impl->_init_main = 0;/' pyi_pyconfig_pep587.c) || return
+    gcc -O2 -Wall -Wextra -Werror -I"$(configured INCLUDEPY)" -c bootloader.c -o build/bootloader.o || return
     linking="$PWD/build/bootloader.o -Wl,--whole-archive $(interpreters_archive) -Wl,--no-whole-archive"
     linking+=" -Wl,-Bstatic ${static_libraries[*]/#/-l} -Wl,-Bdynamic $(configured LIBS) $(configured SYSLIBS)"
     # Extension modules take their symbols from the executable (-E). RPATH, unlike RUNPATH, comes before LD_LIBRARY_PATH.
