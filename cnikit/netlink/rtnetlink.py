@@ -39,16 +39,8 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_EXT_MASK = (
-    13,
-    16,
-    18,
-    20,
-    26,
-    28,
-    29,
-)
-IFLA_LINK_NETNSID = 37
+IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC = 13, 16, 18, 20, 26
+IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 28, 29, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 VETH_INFO_PEER = 1
@@ -135,7 +127,7 @@ def new_veth(name: str, peer: str, peer_netns: int, master: int, mtu: int = 0, p
 
     The peer must not be born up: veth_open() fails with ENOTCONN as long as the pair is half made.
     """
-    peer_body = _ifinfo(0) + string(IFLA_IFNAME, peer) + u32(IFLA_NET_NS_FD, peer_netns) + _mtu(mtu)
+    peer_body = named(peer) + u32(IFLA_NET_NS_FD, peer_netns) + _mtu(mtu)
     if peer_mac:
         peer_body += attribute(IFLA_ADDRESS, peer_mac)
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + string(IFLA_IFNAME, name) + _mtu(mtu)
