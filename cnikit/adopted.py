@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from cnikit.objects import World
     from cnikit.plan import Step
     from cnikit.request import Attachment, Request
-    from cnikit.result import IP
 
 _MASQUERADE = Table("inet", "cni_plugins_masquerade", (), ())
 _HOSTPORT = tuple(Table(family, "cni_hostport", (), ()) for family in ("ip", "ip6"))
@@ -39,7 +38,7 @@ def masquerade(request: Request, world: World) -> list[Step]:
     if is_there("nat", reference_chain("CNI-", attachment), world):
         from cnikit import iptables
 
-        steps += iptables.masquerade_removal(attachment, addresses(request))
+        steps += iptables.masquerade_removal(attachment, request.remembered().ips)
     return steps
 
 
@@ -47,15 +46,6 @@ def _comment(attachment: Attachment) -> str:
     """Return what the comments of the reference's nftables rules for an attachment begin with."""
     owner = digest(f"{attachment.ifname}:{attachment.container}")
     return f"{digest(attachment.network)[:16]}-{owner[:16]},"
-
-
-def addresses(request: Request) -> tuple[IP, ...]:
-    """Return the addresses prevResult has, none where it is missing or cannot be read: DEL goes on without."""
-    try:
-        previous = request.prev_result()
-    except CniError:
-        return ()
-    return previous.ips if previous else ()
 
 
 def port_mappings(request: Request, world: World) -> list[Step]:

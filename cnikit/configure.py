@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnikit import spec
-from cnikit.address import format_mac, parse_mac
+from cnikit.address import format_mac, parse_cidr, parse_mac
 from cnikit.errors import CniError, invalid_config
 from cnikit.fields import Fields
 from cnikit.objects import CONTAINER, Address, Route, Settled, Sysctl, Up
@@ -21,6 +21,21 @@ VETH_MINIMUM_MTU, VETH_MAXIMUM_MTU = 68, 65535
 SCOPE_LINK = 253
 
 
+def mac_for(leases: Result) -> str:
+    """Return the MAC address of who has these addresses, "" without any: 0a:58 and IPv4's four bytes, or IPv6's hash.
+
+    Whoever has an address after another then has the same MAC address too, and what neighbours remember stays right.
+    """
+    packed = min((parse_cidr(ip.address)[0] for ip in leases.ips), key=len, default=b"")
+    if not packed:
+        return ""
+    if len(packed) != 4:
+        from _blake2 import blake2s
+
+        packed = blake2s(packed, digest_size=4).digest()
+    return format_mac(b"\x0a\x58" + packed)
+
+
 def interface(ifname: str, leases: Result, dad: bool = False) -> tuple[Step, ...]:
     """Return the steps that set up an interface with what IPAM gave.
 
@@ -33,11 +48,13 @@ def interface(ifname: str, leases: Result, dad: bool = False) -> tuple[Step, ...
     settled = [Set(Settled(CONTAINER, ifname))] if has_v6 and dad else []
     routes = [Set(_route(ifname, route, leases)) for route in leases.routes]
     return (
-        # Neighbours hear of the address as soon as it is there, and forget who had it before.
-        Set(Sysctl(CONTAINER, f"net/ipv4/conf/{ifname}/arp_notify", "1", optional=True)),
         *before,
         *addresses,
         Set(Up(CONTAINER, ifname)),
+        # Neighbours hear of the MAC address from now on, whenever it is set. When a link comes up they would not hear:
+        # a bridge's port forwards only a moment later.
+        Set(Sysctl(CONTAINER, f"net/ipv4/conf/{ifname}/arp_notify", "1", optional=True)),
+        *([Set(Sysctl(CONTAINER, f"net/ipv6/conf/{ifname}/ndisc_notify", "1", optional=True))] if has_v6 else []),
         *settled,
         *routes,
     )

@@ -255,7 +255,7 @@ def _repair(kind: InterfaceKind, request: Request) -> tuple[str, ...]:
 def _as_added(kind: InterfaceKind, conf: Any, request: Request, previous: Result, world: World) -> tuple[Ends, Result]:
     """Return from prevResult what the plan of the ADD was made with."""
     ends = _found_ends(kind, conf, request, previous)
-    return ends, kind.settle(conf, _of_interface(previous, ends.ifname, world))
+    return ends, kind.settle(conf, of_interface(previous, ends.ifname, world))
 
 
 def _previous(request: Request) -> Result:
@@ -275,7 +275,7 @@ def _found_ends(kind: InterfaceKind, conf: Any, request: Request, previous: Resu
     return usual.replace(host_end=(*ours, *others, usual.host_end)[0])
 
 
-def _of_interface(previous: Result, ifname: str, world: World) -> Result:
+def of_interface(previous: Result, ifname: str, world: World) -> Result:
     """Return the addresses that are on the container's interface, and the routes."""
 
     def on_it(ip: IP) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from _blake2 import blake2s
 
-from cnikit import ownership
 from cnikit.address import format_mac, parse_mac
 from cnikit.errors import invalid_config
 from cnikit.netlink.nftables import Chain, Rule, Set, Table
@@ -38,11 +37,8 @@ TABLE = Table(
 )
 
 
-def mac(request: Request) -> str:
-    """Return the container's MAC address: what it has by prevResult, or one made from its names.
-
-    It must be known before the interface is there, for not even its first frame may come from another one.
-    """
+def mac_before(request: Request) -> str:
+    """Return the MAC address the container has by prevResult, "" if none says so."""
     previous = request.prev_result()
     for interface in previous.interfaces if previous else ():
         if interface.name == request.attachment.ifname and interface.sandbox == request.netns and interface.mac:
@@ -50,8 +46,15 @@ def mac(request: Request) -> str:
                 return format_mac(parse_mac(interface.mac))
             except ValueError as e:
                 raise invalid_config("prevResult.interfaces", str(e)) from None
-    # Locally administered, unicast.
-    return format_mac(b"\x02" + blake2s(ownership.tag(request.attachment).encode(), digest_size=5).digest())
+    return ""
+
+
+def mac_for(tag: str) -> str:
+    """Return a MAC address made from an attachment's tag: locally administered, unicast.
+
+    It must be known before the interface is there, for not even its first frame may come from another one.
+    """
+    return format_mac(b"\x02" + blake2s(tag.encode(), digest_size=5).digest())
 
 
 def steps(tag: str, host_end: str, mac: str) -> tuple[Step, ...]:

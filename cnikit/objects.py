@@ -189,7 +189,7 @@ class Bridge(Object):
 
 
 class Veth(Object):
-    """A veth pair: name here, up and a port of a bridge; peer, with MAC and MTU, in the sandbox (a netns path)."""
+    """A veth pair: name here, a port of a bridge; peer, with MAC and MTU, in the sandbox (a netns path)."""
 
     peer: str
     sandbox: str
@@ -202,7 +202,7 @@ class Veth(Object):
         mac = f" address {self.mac}" if self.mac else ""
         master = f" master {self.bridge}" if self.bridge else ""
         peer = f"peer name {self.peer}{mac}{mtu} netns {self.sandbox}"
-        return f"ip link add {self.name} up{master}{mtu} type veth {peer}"
+        return f"ip link add {self.name}{master}{mtu} type veth {peer}"
 
     def removal(self) -> str:
         return f"ip link del {self.name}"
@@ -215,8 +215,6 @@ class Veth(Object):
             return f"{self.name}, the host end of {self.peer}, is gone"
         if peer.kind != "veth" or host.kind != "veth" or peer.peer != host.index:
             return f"{self.peer} in the container and {self.name} are not the two ends of one veth"
-        if self.mac and peer.mac != self.mac:
-            return f"{self.peer} has the MAC address {peer.mac}, not {self.mac}"
         bridge = world[self.where].link(self.bridge) if self.bridge else None
         if bridge and host.master != bridge.index:
             return f"{self.name} is no port of {self.bridge}"
@@ -272,6 +270,10 @@ class Port(Object):
     def command(self) -> str:
         hairpin, isolated = ("on" if flag else "off" for flag in (self.hairpin, self.isolated))
         return f"bridge link set dev {self.name} hairpin {hairpin} isolated {isolated}"
+
+    def changes(self, world: World) -> Sequence[Change]:
+        # What has just become a port has neither.
+        return (Make(self),) if self.hairpin or self.isolated else ()
 
     def fault(self, world: World) -> str:
         link = world[self.where].link(self.name)

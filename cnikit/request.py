@@ -39,6 +39,13 @@ class Request(Value):
             return None
         return result.parse(self.config.object("prevResult"), self.version)
 
+    def remembered(self) -> result.Result:
+        """Return prevResult, an empty one where it is missing or cannot be read: DEL goes on without."""
+        try:
+            return self.prev_result() or result.Result()
+        except CniError:
+            return result.Result()
+
     def arguments(self) -> dict[str, str]:
         """Return CNI_ARGS by key.
 

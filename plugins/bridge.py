@@ -34,7 +34,12 @@ first container of the network and shared by all. Without `ipam` the container g
 | dns | IPAM's | nameservers, domain, search, options for the result |
 
 The container's MAC address may be asked for: CNI_ARGS `MAC`, `args.cni.mac`, `runtimeConfig.mac` (capability `mac`),
-the last one given wins. Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
+the last one given wins. Otherwise it is made from the address, IPv4's if there is one (0a:58 and its four bytes): who
+knew the container that had the address before need not learn another MAC address, which takes up to half a minute. One
+that is asked for is announced by ARP and NDP; on DEL, as long as the container is there to do it, so is the one that
+comes next. It should not begin with 0a:58.
+
+Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
 Result: the bridge, the veth's host end, the container's interface; addresses, routes and dns of IPAM, completed. An
 address without gateway gets, with isGateway, the first of its subnet.
@@ -52,18 +57,18 @@ from __future__ import annotations
 from cnikit import configure, spec
 from cnikit.address import format_ip, is_default, network, parse_cidr, plus
 from cnikit.errors import invalid_config, unsupported
-from cnikit.flow import Ends, InterfaceKind, interface
+from cnikit.flow import Ends, InterfaceKind, interface, of_interface
 from cnikit.main import main
 from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Port, Sysctl, Up, Veth
-from cnikit.plan import Add, Ensure, Set, Step
+from cnikit.plan import Add, Del, Ensure, Set, Step
 from cnikit.result import IP, Result, Route
 from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cnikit.effects.kernel import World
     from cnikit.fields import Fields
     from cnikit.flow import Listing
-    from cnikit.objects import World
     from cnikit.request import Request
 
 _LATER = ("vlan", "vlanTrunk", "preserveDefaultVlan")
@@ -117,7 +122,7 @@ def parse(request: Request) -> Conf:
     if conf.only_mac and not conf.mac:
         from cnikit import macspoofchk
 
-        conf = conf.replace(mac=macspoofchk.mac(request))
+        conf = conf.replace(mac=macspoofchk.mac_before(request))
     if conf.down and config.object("ipam").string("type"):
         raise config.invalid("ipam", "cannot be used when disableContainerInterface is true")
     if conf.hairpin and conf.promisc:
@@ -154,25 +159,45 @@ def _with_gateway(ip: IP) -> IP:
 def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
     """Return the steps of an ADD: the bridge and its addresses, the veth, the container's addresses and routes."""
     configure.fits(conf.mtu, leases)
+    expected = configure.mac_for(leases)
+    mac = conf.mac or expected or _mac_held_to(conf, ends)
     inside = configure.interface(ends.ifname, leases, conf.dad) if leases.ips else _without_addresses(conf, ends)
     return (
         *_bridge(conf, leases),
-        Add(Veth(HOST, ends.host_end, ends.ifname, ends.sandbox, conf.bridge, conf.mtu, conf.mac)),
+        Add(Veth(HOST, ends.host_end, ends.ifname, ends.sandbox, conf.bridge, conf.mtu, mac)),
         Set(Alias(HOST, ends.host_end, ends.tag)),
         Set(Port(HOST, ends.host_end, conf.hairpin, conf.isolated)),
-        *_rules(conf, leases, ends),
+        Set(Up(HOST, ends.host_end)),
+        *_rules(conf, leases, ends, mac),
         *inside,
         *(() if conf.down else (Set(Carrier(HOST, ends.host_end)),)),
+        *(_announcement(ends, mac) if expected and mac != expected else ()),
     )
 
 
-def _rules(conf: Conf, leases: Result, ends: Ends) -> list[Step]:
+def _announcement(ends: Ends, mac: str) -> tuple[Step, ...]:
+    """Return the step that tells neighbours a MAC address they cannot expect: setting it does, even to what it is."""
+    from cnikit.settings import Mac
+
+    return (Set(Mac(CONTAINER, ends.ifname, mac)),)
+
+
+def _mac_held_to(conf: Conf, ends: Ends) -> str:
+    """Return what the MAC address is to be where no address says, "" if any will do."""
+    if not conf.only_mac:
+        return ""
+    from cnikit import macspoofchk
+
+    return macspoofchk.mac_for(ends.tag)
+
+
+def _rules(conf: Conf, leases: Result, ends: Ends, mac: str) -> list[Step]:
     """Return the steps beside the links; what they need is imported by who needs it."""
     steps: list[Step] = []
     if conf.only_mac:
         from cnikit import macspoofchk
 
-        steps += macspoofchk.steps(ends.tag, ends.host_end, conf.mac)
+        steps += macspoofchk.steps(ends.tag, ends.host_end, mac)
     if conf.masquerade == "nftables":
         from cnikit import masquerade
 
@@ -222,6 +247,8 @@ def leavings(request: Request, world: World) -> list[Listing]:
         from cnikit.ruleset import outdated
 
         listings.append(lambda: outdated((macspoofchk.TABLE,), request, world))
+    if request.verb != "GC":
+        listings.append(lambda: _handed_over(request, world))
     if request.verb == "GC" or request.config.raw("ipMasq"):
         from cnikit import adopted, masquerade
         from cnikit.ruleset import outdated
@@ -229,6 +256,16 @@ def leavings(request: Request, world: World) -> list[Listing]:
         listings.append(lambda: outdated((masquerade.TABLE,), request, world))
         listings.append(lambda: adopted.masquerade(request, world))
     return listings
+
+
+def _handed_over(request: Request, world: World) -> list[Step]:
+    """Return the step by which the container tells neighbours the MAC address of who will have its address next."""
+    from cnikit.settings import Mac
+
+    ifname = request.attachment.ifname
+    mac = configure.mac_for(of_interface(request.remembered(), ifname, world))
+    link = world[CONTAINER].link(ifname) if mac else None
+    return [Del(Mac(CONTAINER, ifname, link.mac, before=mac))] if link and link.mac != mac else []
 
 
 PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links, leavings))

@@ -234,7 +234,7 @@ def _delete(request: Request) -> None:
     ownership.outdated(request)  # Without a list of whom to keep nothing is done.
     with World() as world:
         elements, faults = _listed(request, world)
-        given = adopted.addresses(request) if request.verb == "DEL" else ()
+        given = request.remembered().ips if request.verb == "DEL" else ()
         addresses = (*given, *_addresses(elements))
         others = (
             lambda: _zone_sources(request, addresses),

@@ -269,7 +269,7 @@ class FakeNamespace:
             return ENODEV
         mtu = what.mtu or 1500
         master = bridge.index if bridge else 0
-        end = Link(here, what.name, "veth", self.world.next_mac(), mtu, IFF_UP, master=master)
+        end = Link(here, what.name, "veth", self.world.next_mac(), mtu, master=master)
         self.add(end.replace(peer=there, peer_elsewhere=True))
         mac = what.mac or self.world.next_mac()
         inside.add(Link(there, what.peer, "veth", mac, mtu, peer=here, peer_elsewhere=True))

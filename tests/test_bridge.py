@@ -16,7 +16,7 @@ from cnikit import flow, ownership, request
 from cnikit.errors import CniError
 from cnikit.flow import Ends
 from cnikit.plan import render
-from cnikit.plugins import bridge
+from cnikit.plugins import bridge, tuning
 from cnikit.request import Attachment
 from cnikit.result import DNS, IP, Result, Route
 from cnikit.spec import VERSIONS
@@ -72,10 +72,11 @@ def test_the_plan_of_a_dual_stack_container() -> None:
         "ip addr add fd00:11::1/64 dev br1 nodad\n"
         "sysctl -w net/ipv4/ip_forward=1\n"
         "sysctl -w net/ipv6/conf/all/forwarding=1\n"
-        "ip link add vethx up master br1 mtu 1400 type veth peer name eth0 mtu 1400 netns /run/netns/a\n"
+        "ip link add vethx master br1 mtu 1400 type veth peer name eth0 address 0a:58:0a:0b:00:02 "
+        "mtu 1400 netns /run/netns/a\n"
         "ip link set vethx alias cni:net1/c1/eth0\n"
         "bridge link set dev vethx hairpin on isolated off\n"
-        "nsenter --net=/run/netns/a sysctl -w net/ipv4/conf/eth0/arp_notify=1\n"
+        "ip link set vethx up\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/lo/disable_ipv6=0\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/disable_ipv6=0\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=1\n"
@@ -83,6 +84,8 @@ def test_the_plan_of_a_dual_stack_container() -> None:
         "nsenter --net=/run/netns/a ip addr add 10.11.0.2/24 brd 10.11.0.255 dev eth0\n"
         "nsenter --net=/run/netns/a ip addr add fd00:11::2/64 dev eth0 nodad\n"
         "nsenter --net=/run/netns/a ip link set eth0 up\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv4/conf/eth0/arp_notify=1\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/ndisc_notify=1\n"
         "nsenter --net=/run/netns/a ip route add 10.0.0.0/8 via 10.11.0.1 dev eth0 metric 7\n"
         "nsenter --net=/run/netns/a ip route add default via 10.11.0.1 dev eth0\n"
         "nsenter --net=/run/netns/a ip -6 route add default via fd00:11::1 dev eth0\n"
@@ -96,9 +99,10 @@ def test_the_plan_without_addresses() -> None:
         "sysctl -w net/ipv6/conf/br1/accept_ra=0\n"
         "ip link set br1 up\n"
         "ip link set br1 promisc on\n"
-        "ip link add vethx up master br1 type veth peer name eth0 netns /run/netns/a\n"
+        "ip link add vethx master br1 type veth peer name eth0 netns /run/netns/a\n"
         "ip link set vethx alias cni:net1/c1/eth0\n"
         "bridge link set dev vethx hairpin off isolated on\n"
+        "ip link set vethx up\n"
         "nsenter --net=/n ip link set eth0 up\n"
         "# wait until vethx has a carrier: ip -br link show vethx\n"
     )
@@ -106,8 +110,18 @@ def test_the_plan_without_addresses() -> None:
 
 def test_the_plan_of_a_container_that_sets_its_interface_up_by_itself() -> None:
     assert render(bridge.plan(parsed(ipam={}, disableContainerInterface=True), Result(), ENDS), "/n").endswith(
-        "bridge link set dev vethx hairpin off isolated off\n"
+        "bridge link set dev vethx hairpin off isolated off\nip link set vethx up\n"
     )
+
+
+def test_the_plan_of_a_container_with_an_address_asked_for() -> None:
+    conf = parsed(runtimeConfig={"mac": "02:00:00:00:00:09"})
+    assert render(bridge.plan(conf, Result(ips=(IP(V4),)), ENDS), "/n").endswith(
+        "# wait until vethx has a carrier: ip -br link show vethx\n"
+        "nsenter --net=/n ip link set eth0 address 02:00:00:00:00:09\n"
+    )
+    expected = parsed(runtimeConfig={"mac": "0a:58:0a:0b:00:02"})
+    assert bridge.plan(expected, Result(ips=(IP(V4),)), ENDS) == bridge.plan(parsed(), Result(ips=(IP(V4),)), ENDS)
 
 
 DEFAULTS = [
@@ -290,28 +304,120 @@ def test_containers_reach_each_other_and_the_gateway(host: str, new_container: C
     assert sh("sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding").split() == ["1", "1"]
 
 
-@pytest.mark.parametrize("runtime_config", [{}, {"mac": "02:00:00:00:00:09"}])
-def test_neighbours_forget_who_had_an_address_before(
-    host: str, new_container: Callable[[], str], runtime_config: dict[str, str]
+ASKED_FOR = {"runtimeConfig": {"mac": "02:00:00:00:00:09"}}
+SECOND = config(ipam=static("10.11.0.3/24", "fd00:11::3/64"))
+
+
+def second(verb: str, netns: str, conf: dict[str, Any], prev_result: dict[str, Any] | None = None) -> Call:
+    """Attach or detach a container beside the first one."""
+    return call(verb, {**conf, "prevResult": prev_result} if prev_result else conf, netns, CNI_CONTAINERID="c2")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "mac"),
+    [
+        (["10.11.0.3/24"], "0a:58:0a:0b:00:03"),
+        (["fd00:11::3/64", "10.11.0.3/24"], "0a:58:0a:0b:00:03"),
+        (["fd00:11::3/64"], "0a:58:5a:08:92:17"),
+    ],
+)
+def test_who_has_an_address_after_another_is_reached_at_once(
+    host: str, new_container: Callable[[], str], addresses: list[str], mac: str
 ) -> None:
+    """Neighbours remember another's MAC address for a while."""
     assert host
     one, two, three = new_container(), new_container(), new_container()
-    call("ADD", config(), one).result()
-    second = config(ipam=static("10.11.0.3/24"))
-    call("ADD", second, two, CNI_CONTAINERID="c2").result()
-    assert ping(one, "10.11.0.3")
-    assert call("DEL", second, two, CNI_CONTAINERID="c2").succeeded()
-    call("ADD", {**second, "runtimeConfig": runtime_config}, three, CNI_CONTAINERID="c2").result()
-    (link,) = ip(f"-n {Path(three).name} link show eth0")
+    call("ADD", config(ipam=static("10.11.0.2/24", "fd00:11::2/64")), one).result()
+    conf = config(ipam=static(*addresses))
+    for container in (two, three):
+        added = second("ADD", container, conf).result()
+        assert [ping(one, bare(address)) for address in addresses] == [True] * len(addresses)
+        assert [neighbour(one, address) for address in addresses] == [mac] * len(addresses)
+        assert second("DEL", container, conf, added).succeeded()
+
+
+def remembered(new_container: Callable[[], str], conf: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Have one container know another; return both and the other's result."""
+    one, two = new_container(), new_container()
+    call("ADD", config(ipam=static("10.11.0.2/24", "fd00:11::2/64")), one).result()
+    added = second("ADD", two, conf).result()
+    assert [ping(one, address) for address in ("10.11.0.3", "fd00:11::3")] == [True, True]
+    return one, two, added
+
+
+@pytest.mark.parametrize("keys", [{}, {"macspoofchk": True}], ids=["alone", "macspoofchk"])
+def test_neighbours_hear_of_a_mac_address_they_cannot_expect(
+    host: str, new_container: Callable[[], str], keys: dict[str, Any]
+) -> None:
+    assert host
+    one, two, added = remembered(new_container, SECOND)
+    assert second("DEL", two, SECOND, added).succeeded()
+    assert [neighbour(one, ip["address"]) for ip in added["ips"]] == ["0a:58:0a:0b:00:03"] * 2
+    added = second("ADD", two, {**SECOND, **ASKED_FOR, **keys}).result()
+    mac = "02:00:00:00:00:09"
+    assert [heard(one, ip["address"], mac) for ip in added["ips"]] == [mac] * 2
+
+
+@pytest.mark.parametrize("keys", [{}, {"macspoofchk": True}], ids=["alone", "macspoofchk"])
+def test_neighbours_hear_on_del_of_the_mac_address_that_comes_next(
+    host: str, new_container: Callable[[], str], keys: dict[str, Any]
+) -> None:
+    assert host
+    conf = {**SECOND, **ASKED_FOR, **keys}
+    one, two, added = remembered(new_container, conf)
+    assert [neighbour(one, ip["address"]) for ip in added["ips"]] == ["02:00:00:00:00:09"] * 2
+    assert second("DEL", two, conf, added).succeeded()
+    mac = "0a:58:0a:0b:00:03"
+    assert [heard(one, ip["address"], mac) for ip in added["ips"]] == [mac] * 2
+
+
+def test_neighbours_hear_of_a_mac_address_that_tuning_sets_and_takes_back(
+    host: str, new_container: Callable[[], str], tmp_path: Path
+) -> None:
+    assert host
+    one, two, added = remembered(new_container, SECOND)
+    conf: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net1", "type": "tuning", "mac": "02:00:00:00:00:09"}
+    conf |= {"dataDir": str(tmp_path / "tuning"), "prevResult": added}
+    for verb, mac in (("ADD", "02:00:00:00:00:09"), ("DEL", "0a:58:0a:0b:00:03")):
+        assert Call(tuning.PLUGIN, verb, conf, CNI_NETNS=two, CNI_CONTAINERID="c2").status == 0
+        assert [heard(one, ip["address"], mac) for ip in added["ips"]] == [mac] * 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "prev_result"),
+    [
+        pytest.param({"ips": [{"address": "nonsense"}]}, True, id="unreadable"),
+        pytest.param({"ips": []}, True, id="no-address"),
+        pytest.param({}, False, id="missing"),
+    ],
+)
+def test_del_does_without_telling_neighbours(
+    host: str, new_container: Callable[[], str], keys: dict[str, Any], prev_result: bool
+) -> None:
+    assert host
+    conf = {**SECOND, **ASKED_FOR}
+    one, two, added = remembered(new_container, conf)
+    assert second("DEL", two, conf, {**added, **keys} if prev_result else None).succeeded()
+    assert neighbour(one, "10.11.0.3") == "02:00:00:00:00:09"
+    assert HOST_END in state()
+    assert len(ip("link show type veth")) == 1
+
+
+def bare(address: str) -> str:
+    return address.partition("/")[0]
+
+
+def heard(netns: str, address: str, mac: str) -> str:
+    """Wait until a container has heard that an address has this MAC address; return the one it knows."""
     end = time.monotonic() + 10
-    while neighbour(one, "10.11.0.3") != link["address"] and time.monotonic() < end:
+    while neighbour(netns, address) != mac and time.monotonic() < end:
         time.sleep(0.01)
-    assert neighbour(one, "10.11.0.3") == link["address"]
+    return neighbour(netns, address)
 
 
 def neighbour(netns: str, address: str) -> str:
     """Return the MAC address by which a container reaches another."""
-    (entry,) = ip(f"-n {Path(netns).name} neigh show {address}")
+    (entry,) = ip(f"-n {Path(netns).name} neigh show {bare(address)}")
     mac: str = entry["lladdr"]
     return mac
 
@@ -779,7 +885,7 @@ CHANGES = [
     pytest.param(
         "bridge link set dev {end} hairpin off", "bridge port {end}: hairpin is off, not on", id="port-hairpin"
     ),
-    pytest.param("ip link set {end} down", "{end} has no carrier", id="host-end-down"),
+    pytest.param("ip link set {end} down", "{end} is down", id="host-end-down"),
     pytest.param("sysctl -qw net.ipv4.ip_forward=0", "sysctl net/ipv4/ip_forward is 0, not 1", id="forwarding"),
     pytest.param(
         "ip -n {c} link set eth0 down; ip -n {c} link set eth0 address 02:00:00:00:00:05 up",

@@ -70,7 +70,7 @@ VETH = Veth(HOST, "veth1", "eth0", "/run/netns/a", "br1", 1400, "02:00:00:00:00:
 
 
 def attach(world: EITHER) -> None:
-    assert make(world, Bridge(HOST, "br1"), Up(HOST, "br1"), VETH) == [0, 0, 0]
+    assert make(world, Bridge(HOST, "br1"), Up(HOST, "br1"), VETH, Up(HOST, "veth1")) == [0, 0, 0, 0]
 
 
 def test_bridge(world: EITHER) -> None:

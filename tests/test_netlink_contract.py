@@ -137,8 +137,7 @@ SAID: dict[str, tuple[Message, Any, str, set[str], dict[str, Any], list[tuple[st
         [("IFLA_IFNAME", "cni0"), MAC_READ, ("IFLA_MTU", 1400), BRIDGE_READ],
     ),
     "new_veth": (
-        rtnetlink.new_veth("veth1", "eth0", 5, 3, 1400, MAC), ifinfmsg, "RTM_NEWLINK", CREATE,
-        {"flags": 1, "change": 1},
+        rtnetlink.new_veth("veth1", "eth0", 5, 3, 1400, MAC), ifinfmsg, "RTM_NEWLINK", CREATE, {},
         [("IFLA_IFNAME", "veth1"), ("IFLA_MTU", 1400), ("IFLA_MASTER", 3),
          ("IFLA_LINKINFO", [
              ("IFLA_INFO_KIND", "veth"),
@@ -148,7 +147,7 @@ SAID: dict[str, tuple[Message, Any, str, set[str], dict[str, Any], list[tuple[st
          ])],
     ),
     "new_veth, as little as there can be": (
-        rtnetlink.new_veth("veth1", "eth0", 5, 0), ifinfmsg, "RTM_NEWLINK", CREATE, {"flags": 1, "change": 1},
+        rtnetlink.new_veth("veth1", "eth0", 5, 0), ifinfmsg, "RTM_NEWLINK", CREATE, {},
         [("IFLA_IFNAME", "veth1"),
          ("IFLA_LINKINFO", [
              ("IFLA_INFO_KIND", "veth"),

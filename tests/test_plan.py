@@ -41,6 +41,7 @@ PLAN: tuple[Step, ...] = (
     Add(VETH),
     Set(Alias(HOST, "veth1", "cni:n/c/eth0")),
     Set(Port(HOST, "veth1", hairpin=True, isolated=False)),
+    Set(Up(HOST, "veth1")),
     Set(NOTIFY),
     Set(Address(CONTAINER, "eth0", "10.1.0.2/24")),
     Set(Up(CONTAINER, "eth0")),
@@ -307,9 +308,10 @@ def test_render_gives_the_lines_an_engineer_would_type() -> None:
         "ip link set cni0 up\n"
         "ip addr add 10.1.0.1/24 brd 10.1.0.255 dev cni0\n"
         "sysctl -w net/ipv4/ip_forward=1\n"
-        "ip link add veth1 up master cni0 type veth peer name eth0 netns /run/netns/a\n"
+        "ip link add veth1 master cni0 type veth peer name eth0 netns /run/netns/a\n"
         "ip link set veth1 alias cni:n/c/eth0\n"
         "bridge link set dev veth1 hairpin on isolated off\n"
+        "ip link set veth1 up\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv4/conf/eth0/arp_notify=1\n"
         "nsenter --net=/run/netns/a ip addr add 10.1.0.2/24 brd 10.1.0.255 dev eth0\n"
         "nsenter --net=/run/netns/a ip link set eth0 up\n"

@@ -123,14 +123,11 @@ def new_bridge(name: str, mac: bytes, mtu: int = 0) -> Message:
 
 
 def new_veth(name: str, peer: str, peer_netns: int, master: int, mtu: int = 0, peer_mac: bytes = b"") -> Message:
-    """Create a veth pair: one end here, up and port of the bridge master; its peer in the namespace of a descriptor.
-
-    The peer must not be born up: veth_open() fails with ENOTCONN as long as the pair is half made.
-    """
+    """Create a veth pair: one end here, port of the bridge master; its peer in the namespace of a descriptor."""
     peer_body = named(peer) + u32(IFLA_NET_NS_FD, peer_netns) + _mtu(mtu)
     if peer_mac:
         peer_body += attribute(IFLA_ADDRESS, peer_mac)
-    body = _IFINFO.pack(AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + string(IFLA_IFNAME, name) + _mtu(mtu)
+    body = named(name) + _mtu(mtu)
     body += u32(IFLA_MASTER, master) if master else b""
     data = nested(IFLA_INFO_DATA, nested(VETH_INFO_PEER, peer_body))
     return _create(body + nested(IFLA_LINKINFO, string(IFLA_INFO_KIND, "veth"), data))
