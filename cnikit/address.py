@@ -74,6 +74,11 @@ def contains(subnet: bytes, length: int, packed: bytes) -> bool:
     return len(subnet) == len(packed) and network(packed, length) == network(subnet, length)
 
 
+def is_link_local(packed: bytes) -> bool:
+    """Tell whether an address is one of fe80::/10."""
+    return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+
+
 def is_default(cidr: str) -> bool:
     """Tell whether a route's destination is everything."""
     return parse_cidr(cidr)[1] == 0

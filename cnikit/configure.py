@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from _blake2 import blake2s
+
 from cnikit import spec
-from cnikit.address import format_mac, parse_cidr, parse_mac
+from cnikit.address import format_mac, parse_mac
 from cnikit.errors import CniError, invalid_config
 from cnikit.fields import Fields
 from cnikit.objects import CONTAINER, Address, Route, Settled, Sysctl, Up
@@ -12,6 +14,8 @@ from cnikit.result import DNS, Result, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cnikit import result
     from cnikit.request import Request
 
@@ -21,19 +25,16 @@ VETH_MINIMUM_MTU, VETH_MAXIMUM_MTU = 68, 65535
 SCOPE_LINK = 253
 
 
-def mac_for(leases: Result) -> str:
-    """Return the MAC address of who has these addresses, "" without any: 0a:58 and IPv4's four bytes, or IPv6's hash.
+def mac_for(addresses: Sequence[bytes], tag: str) -> str:
+    """Return the MAC address made from addresses, packed, or where there are none from the attachment's tag.
 
-    Whoever has an address after another then has the same MAC address too, and what neighbours remember stays right.
+    It is 0a:58 and the four bytes of the first IPv4 address; without one 02 and a hash. Whoever has an address after
+    another then has the same MAC address, and what neighbours remember stays right.
     """
-    packed = min((parse_cidr(ip.address)[0] for ip in leases.ips), key=len, default=b"")
-    if not packed:
-        return ""
-    if len(packed) != 4:
-        from _blake2 import blake2s
-
-        packed = blake2s(packed, digest_size=4).digest()
-    return format_mac(b"\x0a\x58" + packed)
+    first = min(addresses, key=len, default=tag.encode())
+    if len(first) == 4:
+        return format_mac(b"\x0a\x58" + first)
+    return format_mac(b"\x02" + blake2s(first, digest_size=5).digest())
 
 
 def interface(ifname: str, leases: Result, dad: bool = False) -> tuple[Step, ...]:
@@ -51,13 +52,18 @@ def interface(ifname: str, leases: Result, dad: bool = False) -> tuple[Step, ...
         *before,
         *addresses,
         Set(Up(CONTAINER, ifname)),
-        # Neighbours hear of the MAC address from now on, whenever it is set. When a link comes up they would not hear:
-        # a bridge's port forwards only a moment later.
-        Set(Sysctl(CONTAINER, f"net/ipv4/conf/{ifname}/arp_notify", "1", optional=True)),
-        *([Set(Sysctl(CONTAINER, f"net/ipv6/conf/{ifname}/ndisc_notify", "1", optional=True))] if has_v6 else []),
+        # Not before: a bridge's port forwards only a moment after the link is up, and nobody would hear.
+        *(Set(what) for what in notify(ifname, has_v6)),
         *settled,
         *routes,
     )
+
+
+def notify(ifname: str, ipv6: bool) -> tuple[Sysctl, ...]:
+    """Return what has the kernel tell neighbours of a MAC address whenever it is set, and when the link comes up."""
+    arp = Sysctl(CONTAINER, f"net/ipv4/conf/{ifname}/arp_notify", "1", optional=True)
+    ndisc = Sysctl(CONTAINER, f"net/ipv6/conf/{ifname}/ndisc_notify", "1", optional=True)
+    return (arp, ndisc) if ipv6 else (arp,)
 
 
 def _ipv6(ifname: str, dad: bool) -> list[Step]:

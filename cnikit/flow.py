@@ -61,6 +61,7 @@ class InterfaceKind(Value):
     plan: the steps that make it; with an empty Result, before IPAM was asked, those for the links.
     host_links: the names of the host's links that the result lists.
     leavings: what is beside the links, each function listing some: on DEL the attachment's, on GC what nobody lists.
+    parting: what is done with the container's end before DEL deletes it; what goes wrong there is passed over.
     """
 
     name: str
@@ -69,6 +70,7 @@ class InterfaceKind(Value):
     plan: Callable[[Any, Result, Ends], tuple[Step, ...]]
     host_links: Callable[[Any, Ends], tuple[str, ...]]
     leavings: Callable[[Request, World], list[Listing]]
+    parting: Callable[[Request, World, Link], None]
 
 
 def interface(kind: InterfaceKind) -> Plugin:
@@ -194,15 +196,17 @@ def _detach(kind: InterfaceKind, request: Request) -> list[CniError]:
     except CniError as e:
         unusable, world = e, World()
     with world:
-        return clear((*kind.leavings(request, world), lambda: _ends(request, world, unusable)), world)
+        return clear((*kind.leavings(request, world), lambda: _ends(kind, request, world, unusable)), world)
 
 
-def _ends(request: Request, world: World, unusable: CniError | None) -> list[Step]:
+def _ends(kind: InterfaceKind, request: Request, world: World, unusable: CniError | None) -> list[Step]:
     """Return the end to delete. A namespace of no use matters only if it is needed."""
     ends = _host_ends(request, world)
     if unusable and not ends:
         raise unusable
-    return ends or _container_end(request, world)
+    ends = ends or _container_end(request, world)
+    _part(kind, request, world, ends)
+    return ends
 
 
 def _host_ends(request: Request, world: World) -> list[Step]:
@@ -215,13 +219,28 @@ def _host_ends(request: Request, world: World) -> list[Step]:
 
 def _container_end(request: Request, world: World) -> list[Step]:
     """Return the container's end to delete: one whose other end is on this host, and no other attachment's."""
+    pair = _pair(request, world)
+    return [Del(Device(CONTAINER, pair[0].name))] if pair and not pair[1].alias.startswith("cni:") else []
+
+
+def _pair(request: Request, world: World) -> tuple[Link, Link] | None:
+    """Return the container's end and its other end, None where they are no veth with one end on this host."""
     inside = world[CONTAINER].link(request.attachment.ifname) if world.has_container() else None
-    if inside is None or inside.kind != "veth":
-        return []
-    peer = world[HOST].link_at(inside.peer)
-    if peer is None or peer.kind != "veth" or peer.peer != inside.index or peer.alias.startswith("cni:"):
-        return []
-    return [Del(Device(CONTAINER, inside.name))]
+    peer = world[HOST].link_at(inside.peer) if inside and inside.kind == "veth" else None
+    if inside is None or peer is None or peer.kind != "veth" or peer.peer != inside.index:
+        return None
+    return inside, peer
+
+
+def _part(kind: InterfaceKind, request: Request, world: World, ends: list[Step]) -> None:
+    """Do what is done before a container's end goes with these. Nothing of it keeps DEL from its work."""
+    try:
+        pair = _pair(request, world) if ends else None
+        going = [step.what.name for step in ends]
+        if pair and (pair[0].name in going or pair[1].name in going):
+            kind.parting(request, world, pair[0])
+    except CniError:
+        return
 
 
 def _delegated(request: Request, verb: str, faults: list[CniError]) -> None:
@@ -255,7 +274,7 @@ def _repair(kind: InterfaceKind, request: Request) -> tuple[str, ...]:
 def _as_added(kind: InterfaceKind, conf: Any, request: Request, previous: Result, world: World) -> tuple[Ends, Result]:
     """Return from prevResult what the plan of the ADD was made with."""
     ends = _found_ends(kind, conf, request, previous)
-    return ends, kind.settle(conf, of_interface(previous, ends.ifname, world))
+    return ends, kind.settle(conf, _of_interface(previous, ends.ifname, world))
 
 
 def _previous(request: Request) -> Result:
@@ -275,7 +294,7 @@ def _found_ends(kind: InterfaceKind, conf: Any, request: Request, previous: Resu
     return usual.replace(host_end=(*ours, *others, usual.host_end)[0])
 
 
-def of_interface(previous: Result, ifname: str, world: World) -> Result:
+def _of_interface(previous: Result, ifname: str, world: World) -> Result:
     """Return the addresses that are on the container's interface, and the routes."""
 
     def on_it(ip: IP) -> bool:

@@ -7,8 +7,6 @@ table bridge cnikit_macspoofchk
 
 from __future__ import annotations
 
-from _blake2 import blake2s
-
 from cnikit.address import format_mac, parse_mac
 from cnikit.errors import invalid_config
 from cnikit.netlink.nftables import Chain, Rule, Set, Table
@@ -38,23 +36,15 @@ TABLE = Table(
 
 
 def mac_before(request: Request) -> str:
-    """Return the MAC address the container has by prevResult, "" if none says so."""
+    """Return the MAC address the container has by prevResult, "" if that says none."""
     previous = request.prev_result()
     for interface in previous.interfaces if previous else ():
-        if interface.name == request.attachment.ifname and interface.sandbox == request.netns and interface.mac:
+        if interface.name == request.attachment.ifname and interface.sandbox and interface.mac:
             try:
                 return format_mac(parse_mac(interface.mac))
             except ValueError as e:
                 raise invalid_config("prevResult.interfaces", str(e)) from None
     return ""
-
-
-def mac_for(tag: str) -> str:
-    """Return a MAC address made from an attachment's tag: locally administered, unicast.
-
-    It must be known before the interface is there, for not even its first frame may come from another one.
-    """
-    return format_mac(b"\x02" + blake2s(tag.encode(), digest_size=5).digest())
 
 
 def steps(tag: str, host_end: str, mac: str) -> tuple[Step, ...]:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from cnikit import spec
-from cnikit.address import contains, family, format_cidr, is_default, last, network, parse_cidr, parse_ip
+from cnikit.address import family, format_cidr, is_default, is_link_local, last, network, parse_cidr, parse_ip
 from cnikit.errors import CniError
 from cnikit.netlink import devconf
 from cnikit.netlink.rtnetlink import (
@@ -339,9 +339,6 @@ class Address(Object):
         return f"{self.cidr} is not on {self.name}"
 
 
-_LINK_LOCAL = b"\xfe\x80" + bytes(14)  # fe80::/10
-
-
 class Gateway(Object):
     """A bridge's own address, the containers' gateway. With force it takes the place of one that is in its way.
 
@@ -373,7 +370,7 @@ class Gateway(Object):
             and (other.packed, other.length) not in wanted
             and (len(packed) == 4 or _overlap(packed, length, other.packed, other.length))
             # Every link has one of its own, of the kernel's making.
-            and not contains(_LINK_LOCAL, 10, other.packed)
+            and not is_link_local(other.packed)
         ]
 
     def conflict(self, world: World) -> CniError | None:

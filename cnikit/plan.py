@@ -240,7 +240,7 @@ def verify(plan: Iterable[Step], world: World) -> list[str]:
     """Return what the kernel does not have as the plan made it."""
     wanted = (step.what for step in plan if not isinstance(step, Del))
     faults = [what.fault(world) for what in wanted if not _is_optional(what)]
-    return [fault for fault in faults if fault]
+    return list(dict.fromkeys(fault for fault in faults if fault))
 
 
 def render(plan: Iterable[Step], sandbox: str) -> str:

@@ -7,7 +7,7 @@ gets one address of each set.
 from __future__ import annotations
 
 from cnikit import spec
-from cnikit.address import contains, format_cidr, format_ip, last, network, parse_cidr, parse_ip, plus
+from cnikit.address import contains, format_cidr, format_ip, is_link_local, last, network, parse_cidr, parse_ip, plus
 from cnikit.errors import invalid_config
 from cnikit.value import Value
 
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cnikit.fields import Fields
-
-# RFC 4291, 2.5.6: always on the link, so a router of any IPv6 subnet may have it.
-_LINK_LOCAL = b"\xfe\x80" + bytes(14)
 
 # Ranges of a configuration: each is compared with all others, and each address with each.
 MOST = 128
@@ -114,7 +111,8 @@ def _address(f: Fields, key: str, subnet: bytes, length: int) -> bytes | None:
     packed = f.parsed(key, parse_ip)
     if packed is None:
         return None
-    on_link = key == "gateway" and len(subnet) == 16 and contains(_LINK_LOCAL, 10, packed)
+    # RFC 4291, 2.5.6: always on the link, so a router of any IPv6 subnet may have it.
+    on_link = key == "gateway" and len(subnet) == 16 and is_link_local(packed)
     if not (on_link or contains(subnet, length, packed)):
         raise f.invalid(key, f"{f.string(key)} is not in {format_cidr(subnet, length)}")
     return packed

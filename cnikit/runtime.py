@@ -35,7 +35,7 @@ from cnikit.exclusion import PATIENCE, Exclusion
 from cnikit.fields import Fields
 from cnikit.main import without_bootloader
 from cnikit.networks import Network, Plugin
-from cnikit.objects import CONTAINER
+from cnikit.objects import CONTAINER, HOST
 from cnikit.plugin import Plugin as OwnPlugin
 
 __all__ = ["Added", "Attachment", "Repaired", "Runtime"]
@@ -370,6 +370,12 @@ def _find_interface(attachment: Attachment, added: result.Result) -> None:
                 raise CniError(spec.CHECK_FAILED, f"{listed.name} is not in {attachment.netns}", "DEL and ADD make it")
             if listed.mac and link.mac != listed.mac.lower():
                 why = f"{listed.name} in {attachment.netns} has the MAC address {link.mac}, not {listed.mac}"
+                raise CniError(spec.CHECK_FAILED, why, "it may be another container's")
+            # Who has an address after another may have its MAC address too.
+            ends = [other.name for other in added.interfaces if not other.sandbox]
+            peer = world[HOST].link_at(link.peer) if link.kind == "veth" else None
+            if peer and ends and peer.name not in ends:
+                why = f"the other end of {listed.name} in {attachment.netns} is {peer.name}, not {ends[-1]}"
                 raise CniError(spec.CHECK_FAILED, why, "it may be another container's")
 
 

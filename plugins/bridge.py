@@ -35,9 +35,9 @@ first container of the network and shared by all. Without `ipam` the container g
 
 The container's MAC address may be asked for: CNI_ARGS `MAC`, `args.cni.mac`, `runtimeConfig.mac` (capability `mac`),
 the last one given wins. Otherwise it is made from the address, IPv4's if there is one (0a:58 and its four bytes): who
-knew the container that had the address before need not learn another MAC address, which takes up to half a minute. One
-that is asked for is announced by ARP and NDP; on DEL, as long as the container is there to do it, so is the one that
-comes next. It should not begin with 0a:58.
+knew the container that had the address before need not learn another MAC address, which takes half a minute. One that
+is asked for is announced by ARP and NDP, and should not begin with 0a:58. On DEL, if the container is still there to
+do it, the one that comes next is announced.
 
 Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
@@ -54,13 +54,13 @@ gateway counts as one.
 
 from __future__ import annotations
 
-from cnikit import configure, spec
-from cnikit.address import format_ip, is_default, network, parse_cidr, plus
+from cnikit import configure, ownership, spec
+from cnikit.address import format_ip, is_default, is_link_local, network, parse_cidr, plus
 from cnikit.errors import invalid_config, unsupported
-from cnikit.flow import Ends, InterfaceKind, interface, of_interface
+from cnikit.flow import Ends, InterfaceKind, interface
 from cnikit.main import main
-from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Port, Sysctl, Up, Veth
-from cnikit.plan import Add, Del, Ensure, Set, Step
+from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Make, Port, Sysctl, Up, Veth
+from cnikit.plan import Add, Ensure, Set, Step
 from cnikit.result import IP, Result, Route
 from cnikit.value import Value
 
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from cnikit.effects.kernel import World
     from cnikit.fields import Fields
     from cnikit.flow import Listing
+    from cnikit.netlink.rtnetlink import Link
     from cnikit.request import Request
 
 _LATER = ("vlan", "vlanTrunk", "preserveDefaultVlan")
@@ -159,8 +160,9 @@ def _with_gateway(ip: IP) -> IP:
 def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
     """Return the steps of an ADD: the bridge and its addresses, the veth, the container's addresses and routes."""
     configure.fits(conf.mtu, leases)
-    expected = configure.mac_for(leases)
-    mac = conf.mac or expected or _mac_held_to(conf, ends)
+    addresses = [parse_cidr(ip.address)[0] for ip in leases.ips]
+    expected = configure.mac_for(addresses, ends.tag)
+    mac = conf.mac or expected
     inside = configure.interface(ends.ifname, leases, conf.dad) if leases.ips else _without_addresses(conf, ends)
     return (
         *_bridge(conf, leases),
@@ -171,24 +173,25 @@ def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
         *_rules(conf, leases, ends, mac),
         *inside,
         *(() if conf.down else (Set(Carrier(HOST, ends.host_end)),)),
-        *(_announcement(ends, mac) if expected and mac != expected else ()),
+        *(_announcement(ends, mac) if mac != expected or not _is_known(conf, addresses) else ()),
     )
 
 
+def _is_known(conf: Conf, addresses: list[bytes]) -> bool:
+    """Tell whether all neighbours know the MAC address made from these addresses if they know one.
+
+    Of several addresses of a family it can be made from one only. And where the host is no gateway another machine may
+    be, behind a switch that has to learn where an address is now.
+    """
+    families = [len(packed) for packed in addresses]
+    return not addresses or (conf.gateway and len(set(families)) == len(families))
+
+
 def _announcement(ends: Ends, mac: str) -> tuple[Step, ...]:
-    """Return the step that tells neighbours a MAC address they cannot expect: setting it does, even to what it is."""
+    """Return the step that tells neighbours the MAC address: setting it does, even to what it is."""
     from cnikit.settings import Mac
 
     return (Set(Mac(CONTAINER, ends.ifname, mac)),)
-
-
-def _mac_held_to(conf: Conf, ends: Ends) -> str:
-    """Return what the MAC address is to be where no address says, "" if any will do."""
-    if not conf.only_mac:
-        return ""
-    from cnikit import macspoofchk
-
-    return macspoofchk.mac_for(ends.tag)
 
 
 def _rules(conf: Conf, leases: Result, ends: Ends, mac: str) -> list[Step]:
@@ -247,8 +250,6 @@ def leavings(request: Request, world: World) -> list[Listing]:
         from cnikit.ruleset import outdated
 
         listings.append(lambda: outdated((macspoofchk.TABLE,), request, world))
-    if request.verb != "GC":
-        listings.append(lambda: _handed_over(request, world))
     if request.verb == "GC" or request.config.raw("ipMasq"):
         from cnikit import adopted, masquerade
         from cnikit.ruleset import outdated
@@ -258,17 +259,19 @@ def leavings(request: Request, world: World) -> list[Listing]:
     return listings
 
 
-def _handed_over(request: Request, world: World) -> list[Step]:
-    """Return the step by which the container tells neighbours the MAC address of who will have its address next."""
+def hand_over(request: Request, world: World, link: Link) -> None:
+    """Have the container tell its neighbours the MAC address of whoever has its address next. Raises CniError."""
+    addresses = [bound.packed for bound in world[CONTAINER].addresses(link.name) if not is_link_local(bound.packed)]
+    mac = configure.mac_for(addresses, ownership.tag(request.attachment))
+    if not addresses or link.mac == mac:
+        return
     from cnikit.settings import Mac
 
-    ifname = request.attachment.ifname
-    mac = configure.mac_for(of_interface(request.remembered(), ifname, world))
-    link = world[CONTAINER].link(ifname) if mac else None
-    return [Del(Mac(CONTAINER, ifname, link.mac, before=mac))] if link and link.mac != mac else []
+    told = (*configure.notify(link.name, True), Mac(CONTAINER, link.name, mac))
+    world[CONTAINER].change([Make(what) for what in told])
 
 
-PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links, leavings))
+PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links, leavings, hand_over))
 
 if __name__ == "__main__":
     main(PLUGIN)

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from cnikit import flow, ownership, request
+from cnikit.effects import kernel
+from cnikit.effects.netlink import NetlinkError
 from cnikit.errors import CniError
 from cnikit.flow import Ends
+from cnikit.netlink.rtnetlink import BoundAddress
 from cnikit.plan import render
 from cnikit.plugins import bridge, tuning
 from cnikit.request import Attachment
@@ -23,6 +26,7 @@ from cnikit.spec import VERSIONS
 from tests.conftest import BUILT, Call, ip, needs_reference, sh
 
 V4, V6 = "10.11.0.2/24", "fd00:11::2/64"
+ASKED_FOR = {"runtimeConfig": {"mac": "02:00:00:00:00:09"}}
 HOST_END = ownership.host_ends(Attachment("net1", "c1", "eth0"))[0]
 
 
@@ -99,7 +103,7 @@ def test_the_plan_without_addresses() -> None:
         "sysctl -w net/ipv6/conf/br1/accept_ra=0\n"
         "ip link set br1 up\n"
         "ip link set br1 promisc on\n"
-        "ip link add vethx master br1 type veth peer name eth0 netns /run/netns/a\n"
+        "ip link add vethx master br1 type veth peer name eth0 address 02:67:ea:c5:a6:d0 netns /run/netns/a\n"
         "ip link set vethx alias cni:net1/c1/eth0\n"
         "bridge link set dev vethx hairpin off isolated on\n"
         "ip link set vethx up\n"
@@ -114,14 +118,35 @@ def test_the_plan_of_a_container_that_sets_its_interface_up_by_itself() -> None:
     )
 
 
-def test_the_plan_of_a_container_with_an_address_asked_for() -> None:
-    conf = parsed(runtimeConfig={"mac": "02:00:00:00:00:09"})
-    assert render(bridge.plan(conf, Result(ips=(IP(V4),)), ENDS), "/n").endswith(
-        "# wait until vethx has a carrier: ip -br link show vethx\n"
-        "nsenter --net=/n ip link set eth0 address 02:00:00:00:00:09\n"
-    )
-    expected = parsed(runtimeConfig={"mac": "0a:58:0a:0b:00:02"})
-    assert bridge.plan(expected, Result(ips=(IP(V4),)), ENDS) == bridge.plan(parsed(), Result(ips=(IP(V4),)), ENDS)
+@pytest.mark.parametrize(
+    ("addresses", "keys", "mac", "announced"),
+    [
+        pytest.param([V4], {"isGateway": True}, "0a:58:0a:0b:00:02", False, id="v4"),
+        pytest.param([V6, V4], {"isGateway": True}, "0a:58:0a:0b:00:02", False, id="both"),
+        pytest.param([V6], {"isGateway": True}, "02:58:7f:a1:f0:aa", False, id="v6"),
+        pytest.param([], {}, "02:67:ea:c5:a6:d0", False, id="layer-two"),
+        pytest.param([V4], {}, "0a:58:0a:0b:00:02", True, id="another-gateway"),
+        pytest.param([V4, "10.11.0.9/24"], {"isGateway": True}, "0a:58:0a:0b:00:02", True, id="two-of-a-family"),
+        pytest.param([V4], {"isGateway": True, **ASKED_FOR}, "02:00:00:00:00:09", True, id="asked-for"),
+        pytest.param([], ASKED_FOR, "02:00:00:00:00:09", True, id="asked-for-in-layer-two"),
+        pytest.param(
+            [V4],
+            {"isGateway": True, "runtimeConfig": {"mac": "0a:58:0a:0b:00:02"}},
+            "0a:58:0a:0b:00:02",
+            False,
+            id="asked-for-and-the-same",
+        ),
+    ],
+)
+def test_the_mac_address_and_what_is_announced(
+    addresses: list[str], keys: dict[str, Any], mac: str, announced: bool
+) -> None:
+    conf = parsed(**keys)
+    leases = bridge.settle(conf, Result(ips=tuple(map(IP, addresses))))
+    lines = render(bridge.plan(conf, leases, ENDS), "/n").splitlines()
+    assert [line for line in lines if f"peer name eth0 address {mac} netns" in line]
+    last = f"nsenter --net=/n ip link set eth0 address {mac}"
+    assert (lines[-1] == last, lines.count(last)) == (announced, announced)
 
 
 DEFAULTS = [
@@ -304,8 +329,7 @@ def test_containers_reach_each_other_and_the_gateway(host: str, new_container: C
     assert sh("sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding").split() == ["1", "1"]
 
 
-ASKED_FOR = {"runtimeConfig": {"mac": "02:00:00:00:00:09"}}
-SECOND = config(ipam=static("10.11.0.3/24", "fd00:11::3/64"))
+SECOND = config(ipam=static("10.11.0.3/24", "fd00:11::3/64"), isGateway=True)
 
 
 def second(verb: str, netns: str, conf: dict[str, Any], prev_result: dict[str, Any] | None = None) -> Call:
@@ -318,7 +342,7 @@ def second(verb: str, netns: str, conf: dict[str, Any], prev_result: dict[str, A
     [
         (["10.11.0.3/24"], "0a:58:0a:0b:00:03"),
         (["fd00:11::3/64", "10.11.0.3/24"], "0a:58:0a:0b:00:03"),
-        (["fd00:11::3/64"], "0a:58:5a:08:92:17"),
+        (["fd00:11::3/64"], "02:b6:d2:b0:40:4e"),
     ],
 )
 def test_who_has_an_address_after_another_is_reached_at_once(
@@ -328,7 +352,7 @@ def test_who_has_an_address_after_another_is_reached_at_once(
     assert host
     one, two, three = new_container(), new_container(), new_container()
     call("ADD", config(ipam=static("10.11.0.2/24", "fd00:11::2/64")), one).result()
-    conf = config(ipam=static(*addresses))
+    conf = config(ipam=static(*addresses), isGateway=True)
     for container in (two, three):
         added = second("ADD", container, conf).result()
         assert [ping(one, bare(address)) for address in addresses] == [True] * len(addresses)
@@ -383,24 +407,59 @@ def test_neighbours_hear_of_a_mac_address_that_tuning_sets_and_takes_back(
         assert [heard(one, ip["address"], mac) for ip in added["ips"]] == [mac] * 2
 
 
-@pytest.mark.parametrize(
-    ("keys", "prev_result"),
-    [
-        pytest.param({"ips": [{"address": "nonsense"}]}, True, id="unreadable"),
-        pytest.param({"ips": []}, True, id="no-address"),
-        pytest.param({}, False, id="missing"),
-    ],
-)
-def test_del_does_without_telling_neighbours(
-    host: str, new_container: Callable[[], str], keys: dict[str, Any], prev_result: bool
+@pytest.mark.parametrize("version", ["0.2.0", "1.1.0"])
+@pytest.mark.parametrize("prev_result", [{}, {"ips": [{"address": "nonsense"}]}], ids=["missing", "unreadable"])
+def test_neighbours_hear_whatever_del_is_given(
+    host: str, new_container: Callable[[], str], version: str, prev_result: dict[str, Any]
 ) -> None:
     assert host
+    conf = {**SECOND, **ASKED_FOR, "cniVersion": version}
+    one, two, _ = remembered(new_container, conf)
+    assert second("DEL", two, conf, prev_result).succeeded()
+    assert [heard(one, address, EXPECTED) for address in ("10.11.0.3", "fd00:11::3")] == [EXPECTED] * 2
+
+
+def test_what_goes_wrong_in_telling_neighbours_keeps_del_from_nothing(
+    host: str, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> list[BoundAddress]:
+        raise NetlinkError(105, "")
+
     conf = {**SECOND, **ASKED_FOR}
     one, two, added = remembered(new_container, conf)
-    assert second("DEL", two, conf, {**added, **keys} if prev_result else None).succeeded()
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel.Kernel, "addresses", refuse)
+        assert second("DEL", two, conf, added).succeeded()
     assert neighbour(one, "10.11.0.3") == "02:00:00:00:00:09"
-    assert HOST_END in state()
     assert len(ip("link show type veth")) == 1
+
+
+def test_del_again_leaves_the_mac_address_of_another_attachment_alone(host: str, container: str) -> None:
+    """A runtime may repeat a DEL at any time, also when the container has joined another network."""
+    first = config()
+    first["prevResult"] = call("ADD", first, container).result()
+    assert call("DEL", first, container).succeeded()
+    other: dict[str, Any] = {**config(ipam=static("10.12.0.7/24")), "name": "net2", "bridge": "br2", **ASKED_FOR}
+    other["prevResult"] = call("ADD", other, container).result()
+    assert call("DEL", first, container).succeeded()
+    assert call("CHECK", other, container).succeeded()
+    assert ip(f"-n {Path(container).name} link show eth0")[0]["address"] == "02:00:00:00:00:09"
+
+
+@pytest.mark.parametrize("kind", ["type bridge", "type veth peer name eth9"])
+def test_del_leaves_the_mac_address_of_what_it_does_not_delete_alone(host: str, container: str, kind: str) -> None:
+    conf = config()
+    conf["prevResult"] = call("ADD", conf, container).result()
+    inside = f"ip -n {Path(container).name}"
+    sh(f"{inside} link set eth0 down; {inside} link set eth0 name eth8; {inside} link add eth0 {kind}")
+    sh(f"{inside} addr add 10.13.0.1/24 dev eth0")
+    before = ip(f"-n {Path(container).name} link show eth0")[0]["address"]
+    assert call("DEL", conf, container).succeeded()
+    assert ip(f"-n {Path(container).name} link show eth0")[0]["address"] == before
+    assert HOST_END not in state()
+
+
+EXPECTED = "0a:58:0a:0b:00:03"
 
 
 def bare(address: str) -> str:
@@ -1058,6 +1117,22 @@ def test_what_we_added_the_reference_checks_and_deletes(host: str, container: st
     run_reference("DEL", conf, container)
     assert _links(state()) == {" lo", " br1"}
     assert [file.name for file in (networks / "net1").glob("10.*")] == []
+
+
+@pytest.mark.all
+def test_neighbours_hear_of_who_comes_after_the_references_container(
+    host: str, new_container: Callable[[], str]
+) -> None:
+    assert host
+    one, two = new_container(), new_container()
+    second("ADD", one, SECOND).result()
+    conf = config("1.0.0", static(V4, V6))
+    conf["prevResult"] = json.loads(run_reference("ADD", conf, two))
+    assert [ping(one, bare(address)) for address in (V4, V6)] == [True, True]
+    mac = "0a:58:0a:0b:00:02"
+    assert mac not in [neighbour(one, address) for address in (V4, V6)]
+    assert call("DEL", conf, two).succeeded()
+    assert [heard(one, address, mac) for address in (V4, V6)] == [mac] * 2
 
 
 def run_reference(verb: str, conf: dict[str, Any], netns: str) -> str:

@@ -239,6 +239,23 @@ def test_another_containers_namespace_by_now_is_told_and_nothing_put_back_in_its
     assert container_id(attached.web) not in sh("nft list ruleset")
 
 
+def test_another_containers_interface_is_told_although_it_has_the_same_mac_address(attached: Node) -> None:
+    """Who has an address after another has its MAC address too."""
+    (file,) = attached.results.glob(f"*{container_id(attached.web)}*")
+    cached = json.loads(file.read_text())
+    end = cached["result"]["interfaces"][-2]
+    was, end["name"] = end["name"], "veth00000000"
+    file.write_text(json.dumps(cached))
+    attached.flush()
+    status, lines, stderr = attached.tool("repair")
+    assert (status, put_back(lines)) == (1, shares(attached.db))
+    said = f"the other end of eth0 in {attached.web} is {was}, not veth00000000"
+    assert (
+        stderr == f"cnitool: repair net1: {container_id(attached.web)}/eth0: {said} (it may be another container's)\n"
+    )
+    assert container_id(attached.web) not in sh("nft list ruleset")
+
+
 def test_an_interface_is_known_whatever_else_the_result_lists(attached: Node) -> None:
     (file,) = attached.results.glob(f"*{container_id(attached.web)}*")
     cached = json.loads(file.read_text())
