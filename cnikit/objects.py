@@ -302,7 +302,7 @@ class Up(Object):
 
 
 class Carrier(Object):
-    """A link whose operational state has become up: only then does a bridge's port forward."""
+    """A link whose operational state has become up: only then does a bridge's port forward (with STP, later)."""
 
     def command(self) -> str:
         return f"# wait until {self.name} has a carrier: ip -br link show {self.name}"

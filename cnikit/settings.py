@@ -72,6 +72,13 @@ class Mac(Setting):
         return rtnetlink.set_mac(name, bytes.fromhex(value.replace(":", "")))  # a former one may be no unicast address
 
 
+class Announced(Mac):
+    """The MAC address a link has, set again: the kernel tells neighbours. Nothing of that can be seen afterwards."""
+
+    def fault(self, world: World) -> str:
+        return ""
+
+
 class Mtu(Setting):
     """The MTU, in bytes."""
 

@@ -43,7 +43,7 @@ from cnikit.objects import (
     Up,
     Veth,
 )
-from cnikit.settings import AllMulticast, Isolated, Mac, Mtu, Promiscuous, QueueLength, Setting
+from cnikit.settings import AllMulticast, Announced, Isolated, Mac, Mtu, Promiscuous, QueueLength, Setting
 from cnikit.zones import ZoneSource
 
 if TYPE_CHECKING:
@@ -312,8 +312,8 @@ class FakeNamespace:
         if flag:
             self._set(link.replace(flags=link.flags | flag if value else link.flags & ~flag))
         else:
-            field = {Mac: "mac", Mtu: "mtu", QueueLength: "txqlen", Isolated: "isolated"}[type(what)]
-            self._set(link.replace(**{field: value}))
+            fields = {Mac: "mac", Announced: "mac", Mtu: "mtu", QueueLength: "txqlen", Isolated: "isolated"}
+            self._set(link.replace(**{fields[type(what)]: value}))
 
     def _address(self, what: Address, link: Link) -> int:
         packed, length = parse_cidr(what.cidr)

@@ -974,6 +974,17 @@ def test_check_tells_namespaces_by_what_they_are(host: str, container: str) -> N
     assert call("CHECK", conf, f"/proc/self/root{container}").succeeded()
 
 
+@pytest.mark.parametrize("ipam", [static(V4), {}], ids=["address", "layer-two"])
+def test_check_does_not_want_the_mac_address_that_this_build_would_choose(
+    host: str, container: str, ipam: dict[str, Any]
+) -> None:
+    """The reference's containers, and those of earlier builds, have others."""
+    assert host
+    conf = config(ipam=ipam)
+    result = call("ADD", {**conf, **ASKED_FOR}, container).result()
+    assert call("CHECK", {**conf, "prevResult": result}, container).succeeded()
+
+
 def test_check_of_layer_two(host: str, container: str) -> None:
     assert host
     conf = config(ipam={})
