@@ -63,8 +63,9 @@ TABLE = Table(
         Chain(
             "loopback",
             (
-                Rule(f'iifname != "lo" ip daddr {LOOPBACK} drop', "127.0.0.1 is the host's own, whatever is routed"),
-                Rule(f'iifname != "lo" ip saddr {LOOPBACK} drop', "nobody else speaks from there"),
+                # Every packet comes by here, and nearly none has such an address: that is asked first.
+                Rule(f'ip daddr {LOOPBACK} iifname != "lo" drop', "127.0.0.1 is the host's own, whatever is routed"),
+                Rule(f'ip saddr {LOOPBACK} iifname != "lo" drop', "nobody else speaks from there"),
             ),
             "filter",
             "prerouting",
