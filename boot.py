@@ -85,7 +85,15 @@ __builtins__ = builtins  # C code that imports looks here for how
 gc.disable()  # garbage has no time to gather in a process this short
 sys.frozen = True
 sys.prefix = sys._MEIPASS
-extensions, modules = marshal.loads(read("NAME.modules"))  # executables.spec puts the name
+try:
+    held = read("NAME.modules")  # executables.spec puts the name
+except ModuleNotFoundError:
+    # Its name begins with a dot, so who copies by hand easily forgets it.
+    missing = f"{sys.prefix.rpartition('/')[2]} is not in the folder of the executable"
+    hint = "copy it too, or use ./build.sh install"
+    posix.write(1, f'{{"cniVersion": "1.1.0", "code": 5, "msg": "{missing}", "details": "{hint}"}}\n'.encode())
+    posix._exit(1)
+extensions, modules = marshal.loads(held)
 # Before the importer for files, if there is one already.
 sys.meta_path.insert(2, Held)
 for name, package, code in modules:

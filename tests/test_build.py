@@ -263,6 +263,21 @@ def test_a_link_to_an_executable_works(tmp_path: Path, name: str) -> None:
     assert supported(link) == supported(BUILT / name)
 
 
+@each_plugin
+def test_an_executable_copied_without_the_runtime_folder_says_so(
+    own_bootloader: None, runtime: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copy(BUILT / name, tmp_path)
+    done = call(tmp_path / name, {"CNI_COMMAND": "VERSION"})
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout) == {
+        "cniVersion": "1.1.0",
+        "code": 5,
+        "msg": f"{runtime.name} is not in the folder of the executable",
+        "details": "copy it too, or use ./build.sh install",
+    }
+
+
 # --- build.sh ---
 
 
