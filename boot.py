@@ -87,11 +87,11 @@ sys.frozen = True
 sys.prefix = sys._MEIPASS
 try:
     held = read("NAME.modules")  # executables.spec puts the name
-except ModuleNotFoundError:
-    # Its name begins with a dot, so who copies by hand easily forgets it.
-    missing = f"{sys.prefix.rpartition('/')[2]} is not in the folder of the executable"
-    hint = "copy it too, or use ./build.sh install"
-    posix.write(1, f'{{"cniVersion": "1.1.0", "code": 5, "msg": "{missing}", "details": "{hint}"}}\n'.encode())
+except (ModuleNotFoundError, OSError):
+    # The folder's name begins with a dot, so who copies by hand easily forgets it.
+    fault = f"cannot read {sys.prefix.rpartition('/')[2]}/NAME.modules in the folder of the executable"
+    hint = "copy the folder too, or use ./build.sh install"
+    posix.write(1, f'{{"cniVersion": "1.1.0", "code": 5, "msg": "{fault}", "details": "{hint}"}}\n'.encode())
     posix._exit(1)
 extensions, modules = marshal.loads(held)
 # Before the importer for files, if there is one already.

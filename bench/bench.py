@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pyroute2 import netns
 
@@ -43,6 +43,7 @@ BARE = "(python3 -I -S -c pass)"
 SETTLE = 0.06  # seconds
 
 Json = dict[str, Any]
+Side = TypeVar("Side")
 
 
 class Row(NamedTuple):
@@ -88,16 +89,19 @@ def made(*names: str) -> list[str]:
     return [f"/run/netns/{name}" for name in names]
 
 
-def sandboxes(count: int, suites: list[Suite]) -> Iterator[tuple[str, list[Suite]]]:
-    """Make containers' network namespaces one after the other, and remove each when the next is asked for.
-
-    With each comes the order the suites have their turns in, which is the other way round every second time.
-    """
+def sandboxes(count: int) -> Iterator[str]:
+    """Make containers' network namespaces one after the other, and remove each when the next is asked for."""
     for i in range(count):
         (place,) = made(f"bench-{i}")
         time.sleep(SETTLE)
-        yield place, suites[:: -1 if i % 2 else 1]
+        yield place
         netns.remove(place)
+
+
+def turns(sides: list[Side], count: int) -> Iterator[list[Side]]:
+    """Return the two sides so many times, every second time the other way round: neither is always first."""
+    for i in range(count):
+        yield sides[:: -1 if i % 2 else 1]
 
 
 def quiet() -> None:
@@ -216,8 +220,8 @@ class Suite:
 def version(suites: list[Suite], rounds: int) -> None:
     """VERSION: start-up and nothing else; and below it what a bare interpreter takes, which no plugin can be under."""
     interpreter = [sys._base_executable, "-I", "-S", "-c", "pass"]  # type: ignore[attr-defined]
-    for _ in range(rounds * 3):
-        for suite in suites:
+    for ordered in turns(suites, rounds * 3):
+        for suite in ordered:
             with timed(Row("VERSION"), suite.index):
                 suite.call("bridge", "VERSION", "c", "", {})
         with timed(Row(BARE), 0):
@@ -226,14 +230,14 @@ def version(suites: list[Suite], rounds: int) -> None:
 
 def bridge(suites: list[Suite], rounds: int) -> None:
     """ADD and DEL of bridge with host-local."""
-    for sandbox, ordered in sandboxes(rounds, suites):
+    for sandbox, ordered in zip(sandboxes(rounds), turns(suites, rounds), strict=True):
         for suite in ordered:
             suite.cycle("bridge + host-local", [suite.bridge()], sandbox)
 
 
 def nat(suites: list[Suite], rounds: int) -> None:
     """ADD and DEL of bridge with ipMasq and portmap: one port, ten, and one in both families."""
-    for sandbox, ordered in sandboxes(rounds, suites):
+    for sandbox, ordered in zip(sandboxes(rounds), turns(suites, rounds), strict=True):
         for suite in ordered:
             suite.cycle("bridge with ipMasq + portmap", suite.nat(), sandbox)
         for suite in ordered:
@@ -252,8 +256,8 @@ def leases(suites: list[Suite], rounds: int) -> None:
             (folder / address).write_bytes(f"{n:064x}\r\neth0".encode())
         (folder / "last_reserved_ip.0").write_text(address)
         (folder / "lock").touch()
-    for n in range(max(rounds // 2, 5) + 1):
-        for suite in suites:
+    for n, ordered in enumerate(turns(suites, max(rounds // 2, 5) + 1)):
+        for suite in ordered:
             config = {**suite.bridge("10.200.0.0/15"), "name": "leases"}
             # The first call after a switch-over reads all leases once; it is shown apart.
             when = " first call" if n == 0 else ""
@@ -265,8 +269,8 @@ def leases(suites: list[Suite], rounds: int) -> None:
 def parallel(suites: list[Suite], rounds: int) -> None:
     """Several ADDs at once, until all have ended."""
     places = made(*(f"bench-{i}" for i in range(PARALLEL)))
-    for _ in range(rounds):
-        for suite in suites:
+    for ordered in turns(suites, rounds):
+        for suite in ordered:
             with timed(Row(f"{PARALLEL} parallel ADDs, the whole batch"), suite.index):
                 calls = [suite.start("bridge", "ADD", f"p{i}", place, suite.bridge()) for i, place in enumerate(places)]
                 for call in calls:
@@ -282,8 +286,8 @@ def rate(suites: list[Suite], rounds: int) -> None:
     """Count ADDs with NAT per second, several at a time."""
     places = made(*(f"bench-{i}" for i in range(BATCH)))
     row = Row(f"NAT ADDs, {PARALLEL} at a time (higher is better)", "/s")
-    for _ in range(max(rounds // 6, 1)):
-        for suite in suites:
+    for ordered in turns(suites, max(rounds // 6, 1)):
+        for suite in ordered:
             chains = [suite.nat(first=HOST_PORT + i) for i in range(BATCH)]
             with ThreadPoolExecutor(PARALLEL) as pool:
                 started = time.perf_counter()
@@ -311,7 +315,8 @@ def crowd(suites: list[Suite], rounds: int) -> None:
         with ThreadPoolExecutor(BUILDERS) as pool:
             list(pool.map(full.attach, chains[1:], places[1:]))
         quiet()
-        for sandbox, ordered in sandboxes(max(rounds // 2, 1), [full, empty]):
+        count = max(rounds // 2, 1)
+        for sandbox, ordered in zip(sandboxes(count), turns([full, empty], count), strict=True):
             for one in ordered:
                 one.cycle(f"{suite.name}, bridge with ipMasq + portmap", one.nat(), sandbox)
         for place in (*hosts, *places):
@@ -323,8 +328,8 @@ def memory(suites: list[Suite], rounds: int) -> None:
 
     By time(1), which is small: what a process was before exec() counts too, and this one is large.
     """
-    for sandbox, ordered in sandboxes(max(rounds // 10, 1), suites):
-        for suite in ordered:
+    for sandbox in sandboxes(max(rounds // 10, 1)):
+        for suite in suites:
             report = suite.data.parent / "memory"
             launcher = ("/usr/bin/time", "-f", "%M", "-a", "-o", str(report))
             for verb in ("ADD", "DEL"):
@@ -342,8 +347,8 @@ def packets(suites: list[Suite], rounds: int) -> None:
         uplink(suite.host, outside)
         suite.attach(suite.nat(), place)
     sides = list(zip(suites, places, outsides, strict=True))
-    for i in range(rounds * 3):
-        for suite, place, outside in sides[:: -1 if i % 2 else 1]:
+    for ordered in turns(sides, rounds * 3):
+        for suite, place, outside in ordered:
             row = Row("iperf3, published port (higher is better)", "Gbit/s")
             record(row, suite.index, throughput(place, 80, outside, "192.0.2.1", HOST_PORT))
             # Outside has no way to the container's subnet: what is not masqueraded gets no answer.
@@ -370,7 +375,7 @@ def uplink(host: str, outside: str) -> None:
 
 
 def throughput(server: str, listens: int, client: str, address: str, port: int) -> float:
-    """Return the Gbit/s that iperf3 gets between two network namespaces, in a quarter of a second.
+    """Return the Gbit/s at which iperf3 sends 400 MB from one network namespace to another.
 
     Many short runs tell more than a few long ones: it is where the scheduler puts the two ends that differs.
     """

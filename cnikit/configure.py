@@ -25,16 +25,20 @@ VETH_MINIMUM_MTU, VETH_MAXIMUM_MTU = 68, 65535
 SCOPE_LINK = 253
 
 
-def mac_for(addresses: Sequence[bytes], tag: str) -> str:
-    """Return the MAC address made from addresses, packed, or where there are none from the attachment's tag.
+def mac_for(addresses: Sequence[bytes]) -> str:
+    """Return the MAC address made from addresses, packed: 0a:58 and IPv4's four bytes, or IPv6's hash; "" without any.
 
-    It is 0a:58 and the four bytes of the first IPv4 address; without one 02 and a hash. Whoever has an address after
-    another then has the same MAC address, and what neighbours remember stays right.
+    Whoever has an address after another then has the same MAC address, and what neighbours remember stays right.
     """
-    first = min(addresses, key=len, default=tag.encode())
+    first = min(addresses, key=len, default=b"")
     if len(first) == 4:
         return format_mac(b"\x0a\x58" + first)
-    return format_mac(b"\x02" + blake2s(first, digest_size=5).digest())
+    return hashed_mac(first) if first else ""
+
+
+def hashed_mac(name: bytes) -> str:
+    """Return a MAC address made from anything else: locally administered, unicast."""
+    return format_mac(b"\x02" + blake2s(name, digest_size=5).digest())
 
 
 def interface(ifname: str, leases: Result, dad: bool = False) -> tuple[Step, ...]:

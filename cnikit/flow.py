@@ -54,7 +54,7 @@ class Ends(Value):
 
 
 class InterfaceKind(Value):
-    """What is different about a plugin that makes interfaces. All but leavings is pure.
+    """What is different about a plugin that makes interfaces. All but leavings and parting is pure.
 
     parse: the configuration, everything in it checked.
     settle: what IPAM gave, completed by what the configuration says (gateways, routes, dns).
@@ -219,6 +219,8 @@ def _host_ends(request: Request, world: World) -> list[Step]:
 
 def _container_end(request: Request, world: World) -> list[Step]:
     """Return the container's end to delete: one whose other end is on this host, and no other attachment's."""
+    if any(link.name in ownership.host_ends(request.attachment) for link in request.remembered().interfaces):
+        return []  # It was ours and is gone; what is there now is another container's.
     pair = _pair(request, world)
     return [Del(Device(CONTAINER, pair[0].name))] if pair and not pair[1].alias.startswith("cni:") else []
 

@@ -36,7 +36,7 @@ TABLE = Table(
 
 
 def mac_before(request: Request) -> str:
-    """Return the MAC address the container has by prevResult, "" if that says none."""
+    """Return the MAC address the container was given by ADD, as prevResult says, "" if that says none."""
     previous = request.prev_result()
     for interface in previous.interfaces if previous else ():
         if interface.name == request.attachment.ifname and interface.sandbox and interface.mac:

@@ -374,7 +374,7 @@ def _find_interface(attachment: Attachment, added: result.Result) -> None:
             # Who has an address after another may have its MAC address too.
             ends = [other.name for other in added.interfaces if not other.sandbox]
             peer = world[HOST].link_at(link.peer) if link.kind == "veth" else None
-            if peer and ends and peer.name not in ends:
+            if peer and peer.peer == link.index and ends and peer.name not in ends:
                 why = f"the other end of {listed.name} in {attachment.netns} is {peer.name}, not {ends[-1]}"
                 raise CniError(spec.CHECK_FAILED, why, "it may be another container's")
 

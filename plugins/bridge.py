@@ -54,7 +54,7 @@ gateway counts as one.
 
 from __future__ import annotations
 
-from cnikit import configure, ownership, spec
+from cnikit import configure, spec
 from cnikit.address import format_ip, is_default, is_link_local, network, parse_cidr, plus
 from cnikit.errors import invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
@@ -120,7 +120,7 @@ def parse(request: Request) -> Conf:
         only_mac=config.boolean("macspoofchk"),
         config=config,
     )
-    if conf.only_mac and not conf.mac:
+    if conf.only_mac and not conf.mac and request.verb == "CHECK":
         from cnikit import macspoofchk
 
         conf = conf.replace(mac=macspoofchk.mac_before(request))
@@ -161,8 +161,9 @@ def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
     """Return the steps of an ADD: the bridge and its addresses, the veth, the container's addresses and routes."""
     configure.fits(conf.mtu, leases)
     addresses = [parse_cidr(ip.address)[0] for ip in leases.ips]
-    expected = configure.mac_for(addresses, ends.tag)
-    mac = conf.mac or expected
+    expected = configure.mac_for(addresses)
+    # What a container is held to must be known before its first frame.
+    mac = conf.mac or expected or (configure.hashed_mac(ends.tag.encode()) if conf.only_mac else "")
     inside = configure.interface(ends.ifname, leases, conf.dad) if leases.ips else _without_addresses(conf, ends)
     return (
         *_bridge(conf, leases),
@@ -173,7 +174,7 @@ def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
         *_rules(conf, leases, ends, mac),
         *inside,
         *(() if conf.down else (Set(Carrier(HOST, ends.host_end)),)),
-        *(_announcement(conf, ends, mac) if mac != expected or not _is_known(conf, addresses) else ()),
+        *(_announcement(conf, ends, mac) if conf.mac not in ("", expected) or not _is_known(conf, addresses) else ()),
     )
 
 
@@ -262,13 +263,14 @@ def leavings(request: Request, world: World) -> list[Listing]:
 
 def hand_over(request: Request, world: World, link: Link) -> None:
     """Have the container tell its neighbours the MAC address of whoever has its address next. Raises CniError."""
-    addresses = [bound.packed for bound in world[CONTAINER].addresses(link.name) if not is_link_local(bound.packed)]
-    mac = configure.mac_for(addresses, ownership.tag(request.attachment))
-    if not addresses or link.mac == mac:
+    there = [bound.packed for bound in world[CONTAINER].addresses(link.name) if not is_link_local(bound.packed)]
+    given = [parse_cidr(ip.address)[0] for ip in request.remembered().ips]
+    addresses = [packed for packed in given if packed in there] or there
+    if not addresses or link.mac in [configure.mac_for([packed]) for packed in addresses]:
         return
     from cnikit.settings import Mac
 
-    told = (*configure.notify(link.name, True), Mac(CONTAINER, link.name, mac))
+    told = (*configure.notify(link.name, True), Mac(CONTAINER, link.name, configure.mac_for(addresses)))
     world[CONTAINER].change([Make(what) for what in told])
 
 

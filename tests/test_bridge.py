@@ -103,7 +103,7 @@ def test_the_plan_without_addresses() -> None:
         "sysctl -w net/ipv6/conf/br1/accept_ra=0\n"
         "ip link set br1 up\n"
         "ip link set br1 promisc on\n"
-        "ip link add vethx master br1 type veth peer name eth0 address 02:67:ea:c5:a6:d0 netns /run/netns/a\n"
+        "ip link add vethx master br1 type veth peer name eth0 netns /run/netns/a\n"
         "ip link set vethx alias cni:net1/c1/eth0\n"
         "bridge link set dev vethx hairpin off isolated on\n"
         "ip link set vethx up\n"
@@ -124,7 +124,7 @@ def test_the_plan_of_a_container_that_sets_its_interface_up_by_itself() -> None:
         pytest.param([V4], {"isGateway": True}, "0a:58:0a:0b:00:02", False, id="v4"),
         pytest.param([V6, V4], {"isGateway": True}, "0a:58:0a:0b:00:02", False, id="both"),
         pytest.param([V6], {"isGateway": True}, "02:58:7f:a1:f0:aa", False, id="v6"),
-        pytest.param([], {}, "02:67:ea:c5:a6:d0", False, id="layer-two"),
+        pytest.param([], {"macspoofchk": True}, "02:67:ea:c5:a6:d0", False, id="layer-two"),
         pytest.param([V4], {}, "0a:58:0a:0b:00:02", True, id="another-gateway"),
         pytest.param([V4, "10.11.0.9/24"], {"isGateway": True}, "0a:58:0a:0b:00:02", True, id="two-of-a-family"),
         pytest.param([V4], {"isGateway": True, **ASKED_FOR}, "02:00:00:00:00:09", True, id="asked-for"),
@@ -419,7 +419,29 @@ def test_neighbours_hear_whatever_del_is_given(
     assert [heard(one, address, EXPECTED) for address in ("10.11.0.3", "fd00:11::3")] == [EXPECTED] * 2
 
 
-def test_what_goes_wrong_in_telling_neighbours_keeps_del_from_nothing(
+@pytest.mark.parametrize(
+    "command", ["add fd99::5/64 dev eth0", "add 169.254.3.3/16 dev eth0", "add 10.9.9.9/32 dev eth0"]
+)
+@pytest.mark.parametrize("address", ["10.11.0.3/24", "fd00:11::3/64"])
+@pytest.mark.parametrize("known", [True, False], ids=["prev-result", "none"])
+def test_del_does_not_tell_neighbours_otherwise_of_what_they_know(
+    host: str, new_container: Callable[[], str], address: str, command: str, known: bool
+) -> None:
+    """A container may have more addresses by then than IPAM gave it."""
+    assert host
+    one, two = new_container(), new_container()
+    call("ADD", config(ipam=static("10.11.0.2/24", "fd00:11::2/64")), one).result()
+    conf = config(ipam=static(address), isGateway=True)
+    added = second("ADD", two, conf).result()
+    assert ping(one, bare(address))
+    before = neighbour(one, address)
+    sh(f"ip -n {Path(two).name} addr flush dev eth0 scope global; ip -n {Path(two).name} addr {command}")
+    sh(f"ip -n {Path(two).name} addr add {address} dev eth0")
+    assert second("DEL", two, conf, added if known else None).succeeded()
+    assert neighbour(one, address) == before == added["interfaces"][-1]["mac"]
+
+
+def test_what_goes_wrong_in_telling_neighbours_does_not_keep_del_from_its_work(
     host: str, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> list[BoundAddress]:
@@ -907,6 +929,18 @@ def test_del_removes_the_link_although_the_delegate_is_missing(host: str, contai
     code, msg = call("DEL", config(), container, CNI_PATH="/nowhere").error()
     assert (code, msg) == (7, "ipam.type: failed to find plugin static in path /nowhere")
     assert _links(state()) == {" lo", " br1"}
+
+
+def test_del_of_what_is_gone_leaves_what_has_come_to_its_place(host: str, container: str) -> None:
+    """The namespace's path may be another container's by now, which another suite attached."""
+    assert host
+    conf = config()
+    conf["prevResult"] = call("ADD", conf, container).result()
+    sh(f"ip link del {HOST_END}; ip link add veth7 type veth peer name eth0 netns {Path(container).name}")
+    assert call("DEL", conf, container).succeeded()
+    assert ip(f"-n {Path(container).name} link show eth0")
+    assert call("DEL", config(), container).succeeded()
+    assert "veth7" not in state(), "without prevResult it may be the reference's of this very container"
 
 
 def test_del_does_not_touch_another_containers_interface(host: str, container: str) -> None:

@@ -273,8 +273,8 @@ def test_an_executable_copied_without_the_runtime_folder_says_so(
     assert json.loads(done.stdout) == {
         "cniVersion": "1.1.0",
         "code": 5,
-        "msg": f"{runtime.name} is not in the folder of the executable",
-        "details": "copy it too, or use ./build.sh install",
+        "msg": f"cannot read {runtime.name}/{name}.modules in the folder of the executable",
+        "details": "copy the folder too, or use ./build.sh install",
     }
 
 

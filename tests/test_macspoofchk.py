@@ -79,9 +79,16 @@ def test_del_when_things_are_gone(host: str, container: str, missing: str) -> No
     assert "cni:" not in sh("nft list ruleset")
 
 
+def test_a_mac_address_of_an_earlier_plugin_is_not_taken_over(host: str, container: str) -> None:
+    assert host
+    given = {"interfaces": [{"name": "eth0", "sandbox": "/run/netns/other", "mac": "02:00:00:00:00:77"}]}
+    added = call("ADD", config(prevResult=given), container).result()
+    assert added["interfaces"][-1]["mac"].startswith("0a:58:")
+
+
 def test_a_mac_address_before_that_is_none_is_refused(host: str, container: str) -> None:
     assert host
     given = {"interfaces": [{"name": "eth0", "sandbox": container, "mac": "02:00"}]}
     msg = "prevResult.interfaces: '02:00' is not a MAC address"
-    assert call("ADD", config(prevResult=given), container).error() == (7, msg)
+    assert call("CHECK", config(prevResult=given), container).error() == (7, msg)
     assert call("DEL", config(prevResult=given), container).succeeded()
