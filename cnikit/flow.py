@@ -61,7 +61,8 @@ class InterfaceKind(Value):
     plan: the steps that make it; with an empty Result, before IPAM was asked, those for the links.
     host_links: the names of the host's links that the result lists.
     leavings: what is beside the links, each function listing some: on DEL the attachment's, on GC what nobody lists.
-    parting: what is done with the container's end before DEL deletes it; what goes wrong there is passed over.
+    parting: what is done before DEL deletes the container's end, which it is given a function to find (None if it is
+        not there); what goes wrong there is passed over.
     """
 
     name: str
@@ -70,7 +71,7 @@ class InterfaceKind(Value):
     plan: Callable[[Any, Result, Ends], tuple[Step, ...]]
     host_links: Callable[[Any, Ends], tuple[str, ...]]
     leavings: Callable[[Request, World], list[Listing]]
-    parting: Callable[[Request, World, Link], None]
+    parting: Callable[[Request, World, Callable[[], Link | None]], None]
 
 
 def interface(kind: InterfaceKind) -> Plugin:
@@ -236,11 +237,15 @@ def _pair(request: Request, world: World) -> tuple[Link, Link] | None:
 
 def _part(kind: InterfaceKind, request: Request, world: World, ends: list[Step]) -> None:
     """Do what is done before a container's end goes with these. Nothing of it keeps DEL from its work."""
+    going = [step.what.name for step in ends]
+
+    def container_end() -> Link | None:
+        pair = _pair(request, world)
+        return pair[0] if pair and (pair[0].name in going or pair[1].name in going) else None
+
     try:
-        pair = _pair(request, world) if ends else None
-        going = [step.what.name for step in ends]
-        if pair and (pair[0].name in going or pair[1].name in going):
-            kind.parting(request, world, pair[0])
+        if ends:
+            kind.parting(request, world, container_end)
     except CniError:
         return
 

@@ -66,6 +66,8 @@ from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cnikit.effects.kernel import World
     from cnikit.fields import Fields
     from cnikit.flow import Listing
@@ -261,17 +263,30 @@ def leavings(request: Request, world: World) -> list[Listing]:
     return listings
 
 
-def hand_over(request: Request, world: World, link: Link) -> None:
-    """Have the container tell its neighbours the MAC address of whoever has its address next. Raises CniError."""
+def hand_over(request: Request, world: World, container_end: Callable[[], Link | None]) -> None:
+    """Have the container tell its neighbours the MAC address of whoever has its address next. Raises CniError.
+
+    Most have it themselves, as prevResult says, and need not be looked for.
+    """
+    previous = request.remembered()
+    given = [parse_cidr(ip.address)[0] for ip in previous.ips]
+    macs = [end.mac.lower() for end in previous.interfaces if end.sandbox and end.name == request.attachment.ifname]
+    link = None if macs and _are_made_from(macs, given) else container_end()
+    if link is None:
+        return
     there = [bound.packed for bound in world[CONTAINER].addresses(link.name) if not is_link_local(bound.packed)]
-    given = [parse_cidr(ip.address)[0] for ip in request.remembered().ips]
     addresses = [packed for packed in given if packed in there] or there
-    if not addresses or link.mac in [configure.mac_for([packed]) for packed in addresses]:
+    if not addresses or _are_made_from([link.mac], addresses):
         return
     from cnikit.settings import Mac
 
     told = (*configure.notify(link.name, True), Mac(CONTAINER, link.name, configure.mac_for(addresses)))
     world[CONTAINER].change([Make(what) for what in told])
+
+
+def _are_made_from(macs: list[str], addresses: list[bytes]) -> bool:
+    made = [configure.mac_for([packed]) for packed in addresses]
+    return all(mac in made for mac in macs)
 
 
 PLUGIN = interface(InterfaceKind("bridge", parse, settle, plan, host_links, leavings, hand_over))
