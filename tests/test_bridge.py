@@ -330,6 +330,7 @@ def test_containers_reach_each_other_and_the_gateway(host: str, new_container: C
 
 
 SECOND = config(ipam=static("10.11.0.3/24", "fd00:11::3/64"), isGateway=True)
+EXPECTED = "0a:58:0a:0b:00:03"  # the MAC address made from its IPv4 address
 
 
 def second(verb: str, netns: str, conf: dict[str, Any], prev_result: dict[str, Any] | None = None) -> Call:
@@ -340,8 +341,8 @@ def second(verb: str, netns: str, conf: dict[str, Any], prev_result: dict[str, A
 @pytest.mark.parametrize(
     ("addresses", "mac"),
     [
-        (["10.11.0.3/24"], "0a:58:0a:0b:00:03"),
-        (["fd00:11::3/64", "10.11.0.3/24"], "0a:58:0a:0b:00:03"),
+        (["10.11.0.3/24"], EXPECTED),
+        (["fd00:11::3/64", "10.11.0.3/24"], EXPECTED),
         (["fd00:11::3/64"], "02:b6:d2:b0:40:4e"),
     ],
 )
@@ -376,7 +377,7 @@ def test_neighbours_hear_of_a_mac_address_they_cannot_expect(
     assert host
     one, two, added = remembered(new_container, SECOND)
     assert second("DEL", two, SECOND, added).succeeded()
-    assert [neighbour(one, ip["address"]) for ip in added["ips"]] == ["0a:58:0a:0b:00:03"] * 2
+    assert [neighbour(one, ip["address"]) for ip in added["ips"]] == [EXPECTED] * 2
     added = second("ADD", two, {**SECOND, **ASKED_FOR, **keys}).result()
     mac = "02:00:00:00:00:09"
     assert [heard(one, ip["address"], mac) for ip in added["ips"]] == [mac] * 2
@@ -391,8 +392,7 @@ def test_neighbours_hear_on_del_of_the_mac_address_that_comes_next(
     one, two, added = remembered(new_container, conf)
     assert [neighbour(one, ip["address"]) for ip in added["ips"]] == ["02:00:00:00:00:09"] * 2
     assert second("DEL", two, conf, added).succeeded()
-    mac = "0a:58:0a:0b:00:03"
-    assert [heard(one, ip["address"], mac) for ip in added["ips"]] == [mac] * 2
+    assert [heard(one, ip["address"], EXPECTED) for ip in added["ips"]] == [EXPECTED] * 2
 
 
 def test_neighbours_hear_of_a_mac_address_that_tuning_sets_and_takes_back(
@@ -402,7 +402,7 @@ def test_neighbours_hear_of_a_mac_address_that_tuning_sets_and_takes_back(
     one, two, added = remembered(new_container, SECOND)
     conf: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net1", "type": "tuning", "mac": "02:00:00:00:00:09"}
     conf |= {"dataDir": str(tmp_path / "tuning"), "prevResult": added}
-    for verb, mac in (("ADD", "02:00:00:00:00:09"), ("DEL", "0a:58:0a:0b:00:03")):
+    for verb, mac in (("ADD", "02:00:00:00:00:09"), ("DEL", EXPECTED)):
         assert Call(tuning.PLUGIN, verb, conf, CNI_NETNS=two, CNI_CONTAINERID="c2").status == 0
         assert [heard(one, ip["address"], mac) for ip in added["ips"]] == [mac] * 2
 
@@ -479,9 +479,6 @@ def test_del_leaves_the_mac_address_of_what_it_does_not_delete_alone(host: str, 
     assert call("DEL", conf, container).succeeded()
     assert ip(f"-n {Path(container).name} link show eth0")[0]["address"] == before
     assert HOST_END not in state()
-
-
-EXPECTED = "0a:58:0a:0b:00:03"
 
 
 def bare(address: str) -> str:
