@@ -7,7 +7,7 @@ ips with a `version` until 0.4.0. Source: specification section 5 "Success", and
 from __future__ import annotations
 
 from cnikit import spec
-from cnikit.address import parse_cidr, parse_ip
+from cnikit.address import is_loopback, parse_cidr, parse_ip
 from cnikit.errors import CniError
 from cnikit.fields import Fields
 from cnikit.value import Value
@@ -178,6 +178,25 @@ def _parse_per_family(f: Fields, dns: DNS) -> Result:
             ips.append(IP(_cidr(one, "ip"), _ip(one, "gateway")))
             routes += listed(Route, one, "routes")
     return Result((), tuple(ips), tuple(routes), dns)
+
+
+def own_addresses(given: Result, is_here: Callable[[str], bool], ifname: str = "") -> tuple[IP, ...]:
+    """Return the addresses of the container's interface of that name, or, with "", of the attachment as a whole.
+
+    is_here tells which sandbox is the container's. Loopback's addresses and those in other sandboxes never count. One
+    that names no interface is the attachment's, and the interface's where no other is: IPAM plugins and versions before
+    0.3.0 name none. One on a link of the host's is the attachment's.
+    """
+    found = [
+        (ip, on)
+        for ip in given.ips
+        for on in (None if ip.interface is None else given.interfaces[ip.interface],)
+        if not is_loopback(parse_cidr(ip.address)[0]) and not (on and on.sandbox and not is_here(on.sandbox))
+    ]
+    if not ifname:
+        return tuple(ip for ip, _ in found)
+    named = tuple(ip for ip, on in found if on and on.sandbox and on.name == ifname)
+    return named or tuple(ip for ip, on in found if on is None)
 
 
 def document(result: Result, version: str) -> dict[str, Any]:

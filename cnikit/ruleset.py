@@ -10,15 +10,16 @@ from cnikit import ownership
 from cnikit.netlink import nftables
 from cnikit.objects import HOST, Make, Object, Remove
 from cnikit.ownership import UNLINKED
-from cnikit.plan import Del
+from cnikit.plan import Add, Del
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from cnikit.netlink.codec import Message
     from cnikit.netlink.nftables import Element, Rule, Table
     from cnikit.objects import Change, World
+    from cnikit.plan import Step
     from cnikit.request import Request
 
 
@@ -114,12 +115,26 @@ class Member(Object):
             return f"nftables: there is no {self._text()}"
         if found.data != self.element.data:
             return f"nftables: {self._text()} leads to {' . '.join(found.data)}, not {' . '.join(self.element.data)}"
-        return "" if owner(found) == owner(self.element) else f"nftables: {self._text()} belongs to {found.comment}"
+        return "" if owner(self.element) in owners(found) else f"nftables: {self._text()} belongs to {found.comment}"
 
     def changes(self, world: World) -> Sequence[Change]:
-        # Whoever had the key before, mostly a container's address, has it no more: IPAM says who does.
         found = world[self.where].element(self.table, self.element)
-        return (Make(self),) if found is None else (Remove(self.replace(element=found)), Make(self))
+        if found is None:
+            return (Make(self),)
+        removal = Remove(self.replace(element=found))
+        if found.data or not is_alive_elsewhere(found.comment, self.element.comment, world):
+            # The key, mostly a container's address, is no longer its former owner's: IPAM says whose it is.
+            return (removal, Make(self))
+        if found.also and is_alive_elsewhere(found.also, self.element.comment, world):
+            return ()  # A third has the same address: its entry serves as long as one of the two is there.
+        return (removal, Make(self.replace(element=found.replace(also=self.element.comment))))
+
+    def removals(self, world: World) -> Sequence[Change]:
+        found = world[self.where].element(self.table, self.element)
+        ours = owner(self.element)
+        if found is None or not found.also or ours not in owners(found):
+            return (Remove(self),)
+        return [step.change() for step in taken_from(found, self.table, lambda tag: tag.removesuffix(UNLINKED) == ours)]
 
 
 def member(table: Table, name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) -> Member:
@@ -132,14 +147,54 @@ def owner(element: Element) -> str:
     return element.comment.removesuffix(UNLINKED)
 
 
-def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Del]:
-    """Return the steps that take away the elements DEL, or GC, is to."""
-    whose, network = ownership.outdated(request), request.attachment.network
-    prefixes = ownership.network_tags(network) if request.verb == "GC" else (ownership.tag(request.attachment),)
+def owners(element: Element) -> tuple[str, ...]:
+    """Return the tags of all attachments an element belongs to."""
+    return tuple(tag.removesuffix(UNLINKED) for tag in (element.comment, element.also) if tag)
+
+
+def is_alive(comment: str, world: World) -> bool:
+    """Tell whether an element's owner may be alive, by its comment: a link has its tag, or no link of ours ever had."""
+    if comment.endswith(UNLINKED):
+        return True
+    links = [world[HOST].link(name) for name in ownership.names_of(comment)]
+    return any(link and link.alias == comment for link in links)
+
+
+def is_alive_elsewhere(comment: str, mine: str, world: World) -> bool:
+    """Tell whether the owner of an entry under an address may be alive, and have that address still.
+
+    A network that gives an address has it from no other attachment any more, whatever else is left of that one.
+    """
+    return not ownership.same_network(comment, mine) and is_alive(comment, world)
+
+
+def taken_from(element: Element, table: Table, whose: Callable[[str], bool]) -> list[Step]:
+    """Return the steps that take an element from those owners; a second one keeps it."""
+    left = [tag for tag in (element.comment, element.also) if tag and not whose(tag)]
+    if element.comment in left and element.also in (*left, ""):
+        return []
+    kept = [element.replace(comment=tag, also="") for tag in left]
     return [
-        Del(Member(HOST, element.set, table, element))
+        Del(Member(HOST, element.set, table, element)),
+        *(Add(Member(HOST, one.set, table, one)) for one in kept),
+    ]
+
+
+def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Step]:
+    """Return the steps that take away the elements DEL, or GC, is to. Where no such table is, one look says so."""
+    network = request.attachment.network
+    prefixes = ownership.network_tags(network) if request.verb == "GC" else (ownership.tag(request.attachment),)
+    return tagged(tables, prefixes, ownership.outdated(request), world)
+
+
+def tagged(tables: Iterable[Table], prefixes: Iterable[str], whose: Callable[[str], bool], world: World) -> list[Step]:
+    """Return the steps that take the elements of tables from those owners; their tags begin with one of prefixes."""
+    there = world[HOST].tables()
+    found = {
+        (table, element): None
         for table in tables
+        if (table.family, table.name) in there
         for prefix in dict.fromkeys(prefixes)
         for element in world[HOST].elements(table, prefix)
-        if whose(element.comment)
-    ]
+    }
+    return [step for table, element in found for step in taken_from(element, table, whose)]

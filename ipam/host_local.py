@@ -84,6 +84,7 @@ from cnikit.effects.leases import Store
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.main import main
 from cnikit.plugin import Plugin
+from cnikit.request import Attachment
 from cnikit.result import DNS, IP, Result, Route
 from cnikit.value import Value
 
@@ -314,7 +315,7 @@ def _free_one(store: Store, index: int, range_set: RangeSet, wanted: Wanted | No
     """Return the address to give: the one asked for, or the next that is free, of the living or of the dead."""
     address = _free(store, index, range_set, wanted)
     if address is None:
-        store.reclaim(request.attachment.network)
+        _reclaim(store, request.attachment.network)
         address = _free(store, index, range_set, wanted)
     if address is not None:
         return address
@@ -326,6 +327,19 @@ def _free_one(store: Store, index: int, range_set: RangeSet, wanted: Wanted | No
         f"{wanted.source}: {text} is leased to {leases.describe(store.content(text))}",
         _how_to_free(request),
     )
+
+
+def _reclaim(store: Store, network: str) -> None:
+    """Take back what the dead hold, and before that what they left in the kernel under their addresses."""
+    reclaimable = store.reclaimable(network)
+    extinct = [Attachment(network, *leases.split(owner)) for owner in reclaimable if owner]
+    if extinct:
+        from cnikit import leftovers
+        from cnikit.effects.kernel import World
+
+        with World() as world:
+            leftovers.clear_extinct(extinct, world)
+    store.reclaim(reclaimable)
 
 
 def _free(store: Store, index: int, range_set: RangeSet, wanted: Wanted | None) -> bytes | None:

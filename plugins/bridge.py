@@ -54,9 +54,9 @@ gateway counts as one.
 
 from __future__ import annotations
 
-from cnikit import configure, spec
+from cnikit import configure, result, spec
 from cnikit.address import format_ip, is_default, is_link_local, network, parse_cidr, plus
-from cnikit.errors import invalid_config, unsupported
+from cnikit.errors import CniError, invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
 from cnikit.main import main
 from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Make, Port, Sysctl, Up, Veth
@@ -247,20 +247,19 @@ def host_links(conf: Conf, ends: Ends) -> tuple[str, ...]:
 
 
 def leavings(request: Request, world: World) -> list[Listing]:
-    """Return what lists what is beside the links: on DEL what is configured, on GC whatever there is."""
-    listings: list[Listing] = []
-    if request.verb == "GC" or request.config.raw("macspoofchk"):
-        from cnikit import macspoofchk
-        from cnikit.ruleset import outdated
+    """Return what lists what is beside the links, whatever is configured: that may have been another at the ADD."""
+    try:
+        world[HOST].tables()
+    except CniError:
+        if not (request.config.raw("ipMasq") or request.config.raw("macspoofchk")):
+            return []  # Where nfnetlink is missing, or refused, nothing of it is this container's.
+    from cnikit import adopted, macspoofchk, masquerade
+    from cnikit.ruleset import outdated
 
-        listings.append(lambda: outdated((macspoofchk.TABLE,), request, world))
-    if request.verb == "GC" or request.config.raw("ipMasq"):
-        from cnikit import adopted, masquerade
-        from cnikit.ruleset import outdated
-
-        listings.append(lambda: outdated((masquerade.TABLE,), request, world))
-        listings.append(lambda: adopted.masquerade(request, world))
-    return listings
+    return [
+        lambda: outdated((macspoofchk.TABLE, masquerade.TABLE), request, world),
+        lambda: adopted.masquerade(request, world),
+    ]
 
 
 def hand_over(request: Request, world: World, container_end: Callable[[], Link | None]) -> None:
@@ -269,7 +268,8 @@ def hand_over(request: Request, world: World, container_end: Callable[[], Link |
     Most have it themselves, as prevResult says, and need not be looked for.
     """
     previous = request.remembered()
-    given = [parse_cidr(ip.address)[0] for ip in previous.ips]
+    ips = result.own_addresses(previous, world.is_container, request.attachment.ifname)
+    given = [parse_cidr(ip.address)[0] for ip in ips]
     macs = [end.mac.lower() for end in previous.interfaces if end.sandbox and end.name == request.attachment.ifname]
     link = None if macs and _are_made_from(macs, given) else container_end()
     if link is None:

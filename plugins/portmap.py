@@ -72,9 +72,6 @@ if TYPE_CHECKING:
     from cnikit.result import Result
 
 
-LOCK = "/run/cnikit-portmap.lock"
-
-
 class Conf(Value):
     """The configuration, checked."""
 
@@ -147,6 +144,8 @@ def plan(conf: Conf, addresses: tuple[str, ...], comment: str, way: str) -> tupl
         steps += _conditional(conf, packed, comment) or [Add(port) for port in ports]
         if conf.snat or conf.masq_all:
             steps += [Add(one) for one in hostports.masqueraded(packed, length, comment, conf.masq_all)]
+        else:
+            steps.append(Add(hostports.unmasqueraded(packed, comment)))
         if len(packed) == 4:
             steps += _route_localnet(conf, way)
         steps += [Set(old) for port in ports for old in hostports.stale_flows(port.element)]
@@ -183,7 +182,9 @@ def _plan(request: Request, world: World) -> list[Step]:
         guard = Ensure(Ruleset(HOST, TABLE.name, TABLE))
         natively = plan(conf.replace(conditions={4: (), 6: ()}), addresses, chained.comment(request, world), way)
         hostports.settled(natively, world)  # refuses a port that another container has by nftables
-        return [*_with_iptables(conf, addresses, request), guard, *_route_localnet(conf, way)]
+        comment, packed = chained.comment(request, world), [parse_cidr(cidr)[0] for cidr in addresses]
+        found = [Add(hostports.unmasqueraded(one, comment)) for one in packed if _of_family(conf, one)]
+        return [*_with_iptables(conf, addresses, request), guard, *found, *_route_localnet(conf, way)]
     return hostports.settled(plan(conf, addresses, chained.comment(request, world), way), world)
 
 
@@ -218,8 +219,10 @@ def _refuse_family(conf: Conf, addresses: tuple[str, ...]) -> None:
 
 
 def _add(request: Request) -> Result:
+    with World() as world:
+        chained.take_over(request, world)
     # From the look at who has a port to its taking, and to its release, nobody else does either.
-    with locks.Locked(LOCK), World() as world:
+    with locks.Locked(hostports.LOCK), World() as world:
         steps = _plan(request, world)
         # Those whose fault would not be the kernel's to name.
         preflight((step for step in steps if step.what.transaction == "nft"), world)
@@ -230,7 +233,7 @@ def _add(request: Request) -> Result:
 def _delete(request: Request) -> None:
     ownership.outdated(request)  # Without a list of whom to keep nothing is done.
     with World() as world:
-        with locks.Locked(LOCK):
+        with locks.Locked(hostports.LOCK):
             freed, faults = _free(request, world)
         # Neither conntrack nor iptables makes others wait.
         listings = (
@@ -243,7 +246,7 @@ def _delete(request: Request) -> None:
         raise collected(faults, request.verb)
 
 
-def _free(request: Request, world: World) -> tuple[list[Del], list[CniError]]:
+def _free(request: Request, world: World) -> tuple[list[Step], list[CniError]]:
     """Take away the elements; return the steps that do, and what went wrong."""
     try:
         removals = outdated((TABLE,), request, world)
@@ -252,7 +255,7 @@ def _free(request: Request, world: World) -> tuple[list[Del], list[CniError]]:
         return [], [e]
 
 
-def _led(request: Request, freed: list[Del]) -> Iterable[hostports.StaleFlows]:
+def _led(request: Request, freed: list[Step]) -> Iterable[hostports.StaleFlows]:
     """Return the flows that elements may have led, and rules: those do not tell, so what is configured."""
     elements = [step.what.element for step in freed if isinstance(step.what, Member)]
     led = [old for element in elements for old in hostports.stale_flows(element)]
@@ -271,6 +274,8 @@ def _asked_for(request: Request) -> list[hostports.StaleFlows]:
 def _rules(request: Request, world: World) -> list[Step]:
     """Return the steps that take away what was published on conditions."""
     whose = ownership.outdated(request)
+    if (TABLE.family, TABLE.name) not in world[HOST].tables():
+        return []
     found = dict.fromkeys(one for one in world[HOST].rules(TABLE) if one[0].startswith("conditional"))
     return [Del(Foreign(HOST, chain, TABLE, said, whole=True)) for chain, said in found if whose(said)]
 
@@ -285,7 +290,7 @@ def _status(request: Request) -> None:
 
 
 def _repair(request: Request) -> tuple[str, ...]:
-    with locks.Locked(LOCK), World() as world:
+    with locks.Locked(hostports.LOCK), World() as world:
         return mend(_plan(request, world), world)
 
 

@@ -19,6 +19,9 @@ class FakeNftables:
         self.held: dict[tuple[str, str, str], dict[tuple[str, ...], Element]] = {}
         self.dropping: dict[str, list[tuple[str, str, str]]] = {}
 
+    def tables(self) -> set[tuple[str, str]]:
+        return set(self.comments)
+
     def rules(self, table: Table) -> list[tuple[str, str]]:
         return list(self.comments.get((table.family, table.name), []))
 
@@ -36,7 +39,7 @@ class FakeNftables:
             element
             for found in table.sets
             for element in self.held.get((table.family, table.name, found.name), {}).values()
-            if element.comment.startswith(prefix)
+            if element.comment.startswith(prefix) or (prefix and element.also.startswith(prefix))
         ]
 
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:

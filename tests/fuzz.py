@@ -698,7 +698,7 @@ QUESTIONS: tuple[Callable[[kernel.Kernel], Any], ...] = (
     lambda k: k.routes(2),
     lambda k: k.way(bytes(4)),
     lambda k: k.rules(TABLE),
-    lambda k: k.nftables().has_chain("nat", "X"),
+    lambda k: k.nftables().chains_there("nat", ["X"]),
     lambda k: k.dropping("forward"),
     lambda k: k.elements(TABLE, "cni:"),
     lambda k: k.element(TABLE, Element("ports4", ("tcp", "80"))),
@@ -726,7 +726,8 @@ DECODERS: tuple[Callable[[bytes], Any], ...] = (
     rtnetlink.bound_address,
     rtnetlink.kernel_routes,
     nftables.rule,
-    nftables.base_chain,
+    nftables.chain,
+    nftables.table_name,
     flows.flow,
     lambda data: nftables.del_rule(TABLE, data),
     *(lambda data, name=one.name: nftables.elements(TABLE, name, data) for one in TABLE.sets),
@@ -816,7 +817,7 @@ def _of_kernel() -> Iterator[bytes]:
         rtnetlink.new_route(route, 2, 1400, 1360),
         nftables.new_element(TABLE, element),
         *cnikit.netlink.nftrules.new_table(TABLE),
-        flows.delete(flows.Flow(2, 17, b"\x0a\1\0\2", 53, codec.nested(1, codec.u8(1, 17)), b"\0\0\0\1", b"")),
+        flows.delete(flows.Flow(2, 17, b"\x0a\1\0\2", 53, b"", codec.nested(1, codec.u8(1, 17)), b"\0\0\0\1", b"")),
     ):
         yield message.body
 

@@ -569,19 +569,28 @@ def test_the_containers_interface_may_be_left_down(host: str, container: str) ->
     assert "UP" not in ip(f"-n {Path(container).name} link show eth0")[0]["flags"]
 
 
-def test_prev_result_is_kept_and_added_to(host: str, container: str) -> None:
+def test_what_it_made_comes_before_what_others_did_and_nothing_of_loopback_is_left(host: str, container: str) -> None:
+    """Runtimes take the first address of a family for the container's: Nomad's lists begin with loopback."""
     assert host
     previous: dict[str, Any] = {
         "cniVersion": "1.1.0",
-        "interfaces": [{"name": "lo", "sandbox": container, "mtu": 65536}],
-        "ips": [{"address": "127.0.0.1/8", "interface": 0}],
+        "interfaces": [{"name": "lo", "sandbox": container, "mtu": 65536}, {"name": "net9", "sandbox": container}],
+        "ips": [
+            {"address": "127.0.0.1/8", "interface": 0},
+            {"address": "::1/128"},
+            {"address": "203.0.113.9/24", "interface": 1},
+            {"address": "2001:db8::9/64"},
+        ],
         "routes": [{"dst": "10.0.0.0/8", "table": 0}],
         "dns": {"domain": "a.b"},
     }
     given = call("ADD", config(prevResult=previous), container).result()
-    assert given["interfaces"][0] == previous["interfaces"][0]
-    assert [entry["name"] for entry in given["interfaces"]] == ["lo", "br1", HOST_END, "eth0"]
-    assert given["ips"] == [{"address": "127.0.0.1/8", "interface": 0}, {"address": V4, "interface": 3}]
+    assert [entry["name"] for entry in given["interfaces"]] == ["br1", HOST_END, "eth0", "net9"]
+    assert given["ips"] == [
+        {"address": V4, "interface": 2},
+        {"address": "203.0.113.9/24", "interface": 3},
+        {"address": "2001:db8::9/64"},
+    ]
     assert given["routes"] == previous["routes"]
     assert given["dns"] == previous["dns"]
 

@@ -317,10 +317,10 @@ def test_firewalld_that_does_not_run(node: Node, monkeypatch: pytest.MonkeyPatch
     assert node.one.call("DEL", backend="firewalld").succeeded()
 
 
-def test_an_address_that_another_suites_container_had_is_the_new_ones(node: Node) -> None:
+def test_an_address_that_another_suites_container_had_on_this_network_is_the_new_ones(node: Node) -> None:
     node.one.call("ADD").result()
     sh("nft flush set inet cnikit_firewall containers4")
-    element = f'{node.one.v4} comment "cni:old/gone/eth0 (unlinked)"'
+    element = f'{node.one.v4} comment "cni:one/gone/eth0 (unlinked)"'
     sh(f"nft 'add element inet cnikit_firewall containers4 {{ {element} }}'")
     node.one.call("ADD").result()
     assert "cni:one/one-0/eth0" in sh("nft list set inet cnikit_firewall containers4")

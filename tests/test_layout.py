@@ -26,6 +26,7 @@ EFFECTFUL = (
     "cnikit.main",
     "cnikit.flow",
     "cnikit.chained",
+    "cnikit.leftovers",
     "cnikit.exclusion",
     "cnikit.execution",
     "cnikit.networks",

@@ -10,21 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink import nftsocket
 
-from cnikit import hostports, macspoofchk, masquerade
+from cnikit import forwarding, hostports, macspoofchk, masquerade
 from cnikit.conditions import Conditional
 from cnikit.effects.kernel import World
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Element, Rule, Table
 from cnikit.netlink.nftrules import compiled
 from cnikit.objects import HOST, Change, Make, Object, Remove
-from cnikit.plugins import firewall
 from cnikit.ruleset import Appended, Foreign, Member, Ruleset, member
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
 EEXIST, ECANCELED = 17, 125
 TAG = "cni:net1/c1/eth0"
-TABLES = {table.name: table for table in (masquerade.TABLE, macspoofchk.TABLE, hostports.TABLE, firewall.TABLE)}
+TABLES = {table.name: table for table in (masquerade.TABLE, macspoofchk.TABLE, hostports.TABLE, forwarding.TABLE)}
 WORDS = {
     "ipv4_addr": ("10.1.0.7", "10.1.0.0/16"),
     "ipv6_addr": ("fd00::7", "fd00::/64"),
@@ -79,7 +78,7 @@ def test_nft_makes_the_same_of_the_text_as_the_kernel_of_the_bytes(host: str, na
 def test_a_rule_in_somebody_elses_chain(host: str) -> None:
     assert host
     sh("iptables -P FORWARD DROP")
-    what = Appended(HOST, "FORWARD", Table("ip", "filter", (), ()), firewall.ACCEPT_MARKED)
+    what = Appended(HOST, "FORWARD", Table("ip", "filter", (), ()), forwarding.ACCEPT_MARKED)
     with World() as world:
         assert world[HOST].dropping("forward") == [("ip", "filter", "FORWARD")]
         assert what.fault(world)
@@ -236,11 +235,11 @@ def test_what_is_gone_already_is_left_out(world: World | FakeWorld) -> None:
 
 def test_a_table_that_is_gone_is_made_with_its_elements(world: World | FakeWorld) -> None:
     """The ruleset may be flushed between a look at the table and the elements."""
-    bridges = member(firewall.TABLE, "confined", ("br1",), (), "ingressPolicy")
+    bridges = member(forwarding.TABLE, "confined", ("br1",), (), "ingressPolicy")
     assert take(world, OTHER) == [0]
     assert make(world, PORT, bridges, RANGE) == [0, 0, 0]
     assert [what.fault(world) for what in (PORTMAP, PORT, RANGE)] == ["", "", ""]
-    assert Ruleset(HOST, "cnikit_firewall", firewall.TABLE).fault(world) == ""
+    assert Ruleset(HOST, "cnikit_firewall", forwarding.TABLE).fault(world) == ""
 
 
 def test_a_large_transaction(world: World | FakeWorld) -> None:
@@ -264,17 +263,17 @@ def test_faults_of_an_element(world: World | FakeWorld, wanted: Element, fault: 
 
 
 def test_an_appended_rule(world: World | FakeWorld) -> None:
-    what = Appended(HOST, "admins", firewall.TABLE, Rule("jump MINE", "mine"))
-    make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE))
+    what = Appended(HOST, "admins", forwarding.TABLE, Rule("jump MINE", "mine"))
+    make(world, Ruleset(HOST, "cnikit_firewall", forwarding.TABLE))
     assert what.fault(world)
     assert make(world, what) == [0]
     assert what.fault(world) == ""
     # It is not ours to flush.
-    make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE))
+    make(world, Ruleset(HOST, "cnikit_firewall", forwarding.TABLE))
     assert what.fault(world) == ""
     # Somebody else may have added it since we looked.
     assert make(world, what) == [0]
-    assert world[HOST].rules(firewall.TABLE).count(("admins", "mine")) == 1
+    assert world[HOST].rules(forwarding.TABLE).count(("admins", "mine")) == 1
 
 
 def test_rules_in_words_of_nft_are_made_and_found_by_their_comment(world: World | FakeWorld) -> None:
@@ -290,16 +289,16 @@ def test_rules_in_words_of_nft_are_made_and_found_by_their_comment(world: World 
 
 
 def test_rules_of_others_are_deleted_by_the_beginning_of_their_comment(world: World | FakeWorld) -> None:
-    make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE), Ruleset(HOST, "cnikit_portmap", hostports.TABLE))
+    make(world, Ruleset(HOST, "cnikit_firewall", forwarding.TABLE), Ruleset(HOST, "cnikit_portmap", hostports.TABLE))
     for comment in ("c1-a", "c1-b", "c2-a"):
-        make(world, Appended(HOST, "admins", firewall.TABLE, Rule("accept", comment)))
-    assert take(world, Foreign(HOST, "admins", firewall.TABLE, "c1-")) == [0]
-    assert take(world, Foreign(HOST, "admins", firewall.TABLE, "c1-")) == [0], "already gone is done"
-    assert take(world, Foreign(HOST, "admins", firewall.TABLE, "c2-", whole=True)) == [0]
-    assert [comment for chain, comment in world[HOST].rules(firewall.TABLE) if chain == "admins"] == ["c2-a"]
+        make(world, Appended(HOST, "admins", forwarding.TABLE, Rule("accept", comment)))
+    assert take(world, Foreign(HOST, "admins", forwarding.TABLE, "c1-")) == [0]
+    assert take(world, Foreign(HOST, "admins", forwarding.TABLE, "c1-")) == [0], "already gone is done"
+    assert take(world, Foreign(HOST, "admins", forwarding.TABLE, "c2-", whole=True)) == [0]
+    assert [comment for chain, comment in world[HOST].rules(forwarding.TABLE) if chain == "admins"] == ["c2-a"]
     # It is part of its transaction.
-    assert _errnos(world, [Remove(Foreign(HOST, "admins", firewall.TABLE, "c2-")), *[Make(PORT)] * 2]) != [0, 0, 0]
-    assert [comment for chain, comment in world[HOST].rules(firewall.TABLE) if chain == "admins"] == ["c2-a"]
+    assert _errnos(world, [Remove(Foreign(HOST, "admins", forwarding.TABLE, "c2-")), *[Make(PORT)] * 2]) != [0, 0, 0]
+    assert [comment for chain, comment in world[HOST].rules(forwarding.TABLE) if chain == "admins"] == ["c2-a"]
 
 
 def test_two_that_make_a_table_at_once_both_succeed(host: str) -> None:

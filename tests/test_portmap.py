@@ -495,7 +495,8 @@ def test_bad_keys(node: Node, case: str) -> None:
 def test_with_iptables(node: Node, keys: dict[str, Any]) -> None:
     node.call("ADD", tcp(8080, 80), **keys).result()
     assert "CNI-HOSTPORT-DNAT" in sh("iptables-save")
-    assert "cni:" not in sh("nft list table inet cnikit_portmap")
+    maps = "".join(sh(f"nft list map inet cnikit_portmap {name}") for name in ("ports4", "host_ports4", "ranges4"))
+    assert "cni:" not in maps, "no packet meets both backends"
     with server(node.containers[0], "0.0.0.0", 80) as web:
         assert reached(web, node.outside, "192.0.2.1", 8080) == "192.0.2.2"
         assert reached(web, node.host, "127.0.0.1", 8080) == "10.11.0.1"
@@ -629,7 +630,7 @@ def test_what_is_looked_at_is_locked(node: Node, monkeypatch: pytest.MonkeyPatch
 
 
 def _is_locked() -> bool:
-    with open(portmap.LOCK, "w") as file:
+    with open(hostports.LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -73,6 +73,17 @@ def is_same(fd: int, path: str) -> bool:
     return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
 
+def may_be_same(path: str, other: str) -> bool:
+    """Tell whether two paths may name one namespace: of one that is gone, or is not given, nothing is known."""
+    if path == other:
+        return True
+    try:
+        one, another = posix.stat(path), posix.stat(other)
+    except (OSError, ValueError):
+        return True
+    return (one.st_dev, one.st_ino) == (another.st_dev, another.st_ino)
+
+
 class Inside:
     """Work in another namespace: `with Inside(fd): ...`. With None it stays where it is."""
 
