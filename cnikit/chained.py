@@ -32,7 +32,7 @@ def previous(request: Request) -> Result:
 
 def own_addresses(request: Request, given: Result, ifname: str = "") -> tuple[IP, ...]:
     """Return which of a result's addresses are the container's; see result.own_addresses."""
-    return result.own_addresses(given, lambda sandbox: netns.may_be_same(request.netns, sandbox), ifname)
+    return result.own_addresses(given, lambda sandbox: netns.may_be(request.netns, sandbox), ifname)
 
 
 def addresses(request: Request, given: Result) -> tuple[str, ...]:

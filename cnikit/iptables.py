@@ -457,18 +457,32 @@ def ingress_policy(policy: str, bridge: str, versions: Iterable[int]) -> tuple[S
     """
     if policy == "open":
         return ()
+    rules = (
+        Rule("FORWARD", _BOTH_POLICIES, _STAGE_1, first=True),
+        *_of_link(policy, bridge),
+        Rule(_STAGE_1, _BOTH_POLICIES, "RETURN"),
+        Rule(_STAGE_2, _BOTH_POLICIES, "RETURN"),
+    )
+    return tuple(Set(Rules(HOST, "filter", version, (_STAGE_1, _STAGE_2), rules)) for version in versions)
+
+
+def ingress_policy_removal(link: str, world: World) -> tuple[Step, ...]:
+    """Return the steps of a DEL where the link was the attachment's own, as ptp's: its rules serve nothing any more."""
+    if not world[HOST].chains_there("filter", (_STAGE_1,)):
+        return ()
+    own = tuple(rule for policy in ("same-bridge", "isolated") for rule in _of_link(policy, link))
+    return tuple(Del(Rules(HOST, "filter", version, own=own)) for version in PROGRAMS)
+
+
+def _of_link(policy: str, link: str) -> tuple[Rule, ...]:
+    """Return the rules of a policy that are about one link of the host's."""
     each = _comment(f"CNI firewall plugin rules (ingressPolicy: {policy})")
-    both = _comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)")
-    i, o = f"-i {_quoted(bridge)}", f"-o {_quoted(bridge)}"
-    rules = [
-        Rule("FORWARD", both, _STAGE_1, first=True),
+    i, o = f"-i {_quoted(link)}", f"-o {_quoted(link)}"
+    return (
         Rule(_STAGE_1, f"{i} ! {o} {each}", _STAGE_2, first=True),
-        *([Rule(_STAGE_1, f"{i} {o} {each}", "DROP", first=True)] if policy == "isolated" else []),
-        Rule(_STAGE_1, both, "RETURN"),
-        Rule(_STAGE_2, f"{o} {both}", "DROP", first=True),
-        Rule(_STAGE_2, both, "RETURN"),
-    ]
-    return tuple(Set(Rules(HOST, "filter", version, (_STAGE_1, _STAGE_2), tuple(rules))) for version in versions)
+        *((Rule(_STAGE_1, f"{i} {o} {each}", "DROP", first=True),) if policy == "isolated" else ()),
+        Rule(_STAGE_2, f"{o} {_BOTH_POLICIES}", "DROP", first=True),
+    )
 
 
 # Garbage collection
@@ -524,6 +538,9 @@ def _comment(text: str) -> str:
     # The reference cuts at 253, adds three dots, and the kernel keeps two of them.
     cut = text if len(text) <= LONGEST_COMMENT else text[:253] + ".."
     return f"-m comment --comment {_quoted(cut)}"
+
+
+_BOTH_POLICIES = _comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)")
 
 
 def _check_chain(key: str, name: str) -> None:

@@ -210,6 +210,7 @@ def _delete(request: Request) -> None:
         others = (
             lambda: _zone_sources(request, addresses),
             lambda: adopted.firewall_of(addresses, world),
+            lambda: _policy_by_iptables(request, world),
         )
         faults += clear(others, world)
         # Where nothing else tells the addresses, the next try has to find the elements.
@@ -240,6 +241,16 @@ def _zone_sources(request: Request, addresses: tuple[IP, ...]) -> list[Step]:
     if not addresses or request.config.raw("backend") in ("iptables", "nftables") or not firewalld.is_running():
         return []
     return [Del(ZoneSource(HOST, str(zone), _whole(packed))) for packed in _packed(addresses)]
+
+
+def _policy_by_iptables(request: Request, world: World) -> Iterable[Step]:
+    """Return the steps that take away the rules of an ingressPolicy on a link of the attachment's own."""
+    links = [link.name for link in request.remembered().interfaces if not link.sandbox][:1]
+    if request.verb == "GC" or not links or spec.ifname_fault(links[0]) or _is_bridge(links[0], world):
+        return ()
+    from cnikit import iptables
+
+    return iptables.ingress_policy_removal(links[0], world)
 
 
 def _check(request: Request) -> None:

@@ -73,15 +73,19 @@ def is_same(fd: int, path: str) -> bool:
     return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
 
-def may_be_same(path: str, other: str) -> bool:
-    """Tell whether two paths may name one namespace: of one that is gone, or is not given, nothing is known."""
-    if path == other:
+def may_be(path: str, sandbox: str) -> bool:
+    """Tell whether a sandbox may be the namespace of a path: of a path that is gone, or not given, nothing is known."""
+    if path == sandbox:
         return True
     try:
-        one, another = posix.stat(path), posix.stat(other)
+        opened = posix.stat(path)
     except (OSError, ValueError):
         return True
-    return (one.st_dev, one.st_ino) == (another.st_dev, another.st_ino)
+    try:
+        named = posix.stat(sandbox)
+    except (OSError, ValueError):
+        return False
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 class Inside:
