@@ -34,13 +34,13 @@ def masquerade(request: Request, world: World) -> list[Step]:
         from cnikit import iptables
 
         return _garbage(iptables.masquerade_garbage, request, world)
-    attachment, previous = request.attachment, request.remembered()
-    ips = result.own_addresses(previous, lambda _: True, attachment.ifname)
-    return masquerade_of(attachment, ips, world)
+    ifname = request.attachment.ifname
+    given = lambda: result.own_addresses(request.remembered(), lambda _: True, ifname)  # noqa: E731, read when needed
+    return masquerade_of(request.attachment, given, world)
 
 
-def masquerade_of(attachment: Attachment, ips: Sequence[IP], world: World) -> list[Step]:
-    """Return the steps that take away an attachment's masquerading; without addresses all of the container's."""
+def masquerade_of(attachment: Attachment, given: Callable[[], Sequence[IP]], world: World) -> list[Step]:
+    """Return the steps that take away an attachment's masquerading, of given addresses, or without any of all."""
     there = world[HOST].tables()
     steps: list[Step] = []
     if _is_among(_MASQUERADE, there):
@@ -48,7 +48,7 @@ def masquerade_of(attachment: Attachment, ips: Sequence[IP], world: World) -> li
     if is_there("nat", reference_chain("CNI-", attachment), world):
         from cnikit import iptables
 
-        steps += iptables.masquerade_removal(attachment, ips)
+        steps += iptables.masquerade_removal(attachment, given())
     return steps
 
 

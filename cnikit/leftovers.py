@@ -170,9 +170,11 @@ def _by_iptables(attachments: Iterable[Attachment], world: World) -> list[Step]:
     """Return the steps that take away the chains that the backend iptables has made for these."""
     chains = {ownership.reference_chain(kind, one): one for one in attachments for kind in ("CNI-", "CNI-DN-")}
     left = dict.fromkeys(chains[name] for name in adopted.those_there("nat", chains, world))
-    return [
-        step for one in left for step in (*adopted.masquerade_of(one, (), world), *adopted.port_mappings_of(one, world))
-    ]
+    steps: list[Step] = []
+    for one in left:
+        steps += adopted.masquerade_of(one, tuple, world)
+        steps += adopted.port_mappings_of(one, world)
+    return steps
 
 
 def _zone_sources(addresses: Collection[str], world: World) -> list[Step]:
