@@ -209,14 +209,10 @@ def test_parsed_reads_by_a_syntax_and_names_the_key_where_it_fails() -> None:
     assert raised.value.code == 7
 
 
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [("a\0", "holds a NUL"), ("\ud800", "holds half a surrogate pair")],
-)
-def test_no_string_holds_what_no_path_name_or_address_can(text: str, fault: str) -> None:
-    fields = Fields({"key": text, "list": ["é", text], "empty": ""})
-    assert _message(lambda: fields.string("key")) == f"key: {fault}"
-    assert _message(lambda: fields.parsed("key", str)) == f"key: {fault}"
-    assert _message(lambda: fields.strings("list")) == f"list[1]: {fault}"
-    assert fields.raw("key") == text
+def test_no_string_holds_what_no_path_name_or_address_can() -> None:
+    fields = Fields({"key": "a\0", "list": ["é", "a\0"], "empty": ""})
+    assert _message(lambda: fields.string("key")) == "key: holds a NUL"
+    assert _message(lambda: fields.parsed("key", str)) == "key: holds a NUL"
+    assert _message(lambda: fields.strings("list")) == "list[1]: holds a NUL"
+    assert fields.raw("key") == "a\0"
     assert fields.string("empty") == ""

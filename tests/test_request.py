@@ -201,7 +201,8 @@ def test_refuses_a_container_id(name: str) -> None:
 
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_refuses_a_network_name(name: str) -> None:
-    assert _error({}, name=name) == (7, "name: invalid characters found in network name", name)
+    shown = name.replace("\udcff", "\ufffd")  # on stdin there is no such thing
+    assert _error({}, name=name) == (7, "name: invalid characters found in network name", shown)
 
 
 TOO_LONG = "interface name is too long: it should be less than 16 bytes"
@@ -258,11 +259,7 @@ EMPTY = UNMARSHALL + "Expecting value: line 1 column 1 (char 0)"
         pytest.param(b"", (6, EMPTY), id="empty"),
         pytest.param(b"   \n", (6, UNMARSHALL + "Expecting value: line 2 column 1 (char 4)"), id="blank"),
         pytest.param(b"{} {}", (6, UNMARSHALL + "Extra data: line 1 column 4 (char 3)"), id="two documents"),
-        pytest.param(
-            b"\xff",
-            (6, UNMARSHALL + "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
-            id="not UTF-8",
-        ),
+        pytest.param(b"\xff", (6, EMPTY), id="not UTF-8"),
         pytest.param(b"[" * 100_000, (6, UNMARSHALL + "nested too deeply"), id="depth"),
         pytest.param(b"[]", (6, UNMARSHALL + "expected object, got list"), id="array"),
         pytest.param(b'"x"', (6, UNMARSHALL + "expected object, got string"), id="string"),
