@@ -346,7 +346,11 @@ KUBERNETES = (
         ),
         pytest.param("IP=10.1.0.7;", {"IP": "10.1.0.7"}, id="closing semicolon"),
         pytest.param(";", {}, id="nothing but a semicolon"),
-        pytest.param("IP=", {"IP": ""}, id="empty value"),
+        pytest.param("IP=", {}, id="empty value"),
+        pytest.param("MAC=;GATEWAY=;IP=10.1.0.7", {"IP": "10.1.0.7"}, id="empty values"),
+        pytest.param("IP=10.1.0.7;IP=", {}, id="an empty one is the last"),
+        pytest.param("IgnoreUnknown=;IP=", {}, id="empty IgnoreUnknown"),
+        pytest.param("IgnoreUnknown=1;K8S_POD_UID=", {"K8S_POD_UID": ""}, id="an unknown key is left as it is"),
         pytest.param("IP=10.1.0.7;IP=10.1.0.8", {"IP": "10.1.0.8"}, id="the last one wins"),
         pytest.param("IP= 10.1.0.7 ", {"IP": " 10.1.0.7 "}, id="blanks belong to the value"),
         pytest.param("IgnoreUnknown=1", {}, id="IgnoreUnknown alone"),
@@ -390,11 +394,13 @@ def test_reads_cni_args(args: str, pairs: dict[str, str]) -> None:
         ),
         *(
             pytest.param(f"IgnoreUnknown={value}", f"IgnoreUnknown={value!r} is not one of 1, true, 0, false", id=value)
-            for value in ("yes", "", "2", "t", " 1", "on")
+            for value in ("yes", "2", "t", " 1", "on")
         ),
         pytest.param("FOO=1", "unknown args ['FOO']", id="unknown"),
         pytest.param("IP=10.1.0.7;FOO=1;BAR=2", "unknown args ['FOO', 'BAR']", id="all unknown keys are named"),
         pytest.param("IgnoreUnknown=0;FOO=1", "unknown args ['FOO']", id="IgnoreUnknown=0"),
+        pytest.param("IgnoreUnknown=;FOO=1", "unknown args ['FOO']", id="IgnoreUnknown="),
+        pytest.param("FOO=", "unknown args ['FOO']", id="unknown and empty"),
         pytest.param("IgnoreUnknown=False;FOO=1", "unknown args ['FOO']", id="IgnoreUnknown=False"),
         pytest.param("IgnoreUnknown=1;IgnoreUnknown=0;FOO=1", "unknown args ['FOO']", id="the last IgnoreUnknown wins"),
         pytest.param("ip=10.1.0.7", "unknown args ['ip']", id="keys are case-sensitive"),

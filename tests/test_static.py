@@ -180,7 +180,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, int, str]] = {
     "route": ({"routes": [{"dst": "x"}]}, "", 7, "ipam.routes[0].dst: 'x' is not an address with a prefix length"),
     "dns": ({"dns": {"search": "x"}}, "", 7, "ipam.dns.search: expected list, got string"),
     "IP": ({}, "IP=10.1.0.7", 4, "CNI_ARGS: IP: '10.1.0.7' has no prefix length of 0 to 32 behind a slash"),
-    "GATEWAY": ({}, "GATEWAY=10.1.0.1,", 4, "CNI_ARGS: GATEWAY: '' is not an IP address"),
+    "GATEWAY": ({}, "GATEWAY=10.1.0.1,x", 4, "CNI_ARGS: GATEWAY: 'x' is not an IP address"),
     "unknown argument": ({}, "FOO=1", 4, "CNI_ARGS: unknown args ['FOO']"),
 }
 
