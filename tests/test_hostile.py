@@ -97,7 +97,7 @@ STDIN: dict[str, tuple[bytes, int, str]] = {
     "no UTF-8 outside strings": (WHOLE % b'"a": \xff', 6, "Expecting value"),
     "a mebibyte of what is no UTF-8": (WHOLE % (b'"name": "' + b"\xe2\x82" * 500_000 + b'"'), 7, "name: invalid char"),
     "halves of surrogate pairs": (WHOLE % (b'"name": "' + rb"\ud800" * 150_000 + b'"'), 7, "name: invalid characters"),
-    "escaped backslashes before one": (WHOLE % (rb'"name": "\' + rb"\\" * 500_000 + rb'\ud800"'), 7, "name: invalid char"),
+    "backslashes before one": (WHOLE % (b'"name": "' + b"\\" * 1_000_000 + rb'\ud800"'), 7, "name: invalid characters"),
     "a byte order mark": (b"\xef\xbb\xbf" + WHOLE % b'"a": 1', 6, "BOM|Expecting value"),
     "UTF-16": ((WHOLE % b'"a": 1').decode().encode("utf-16"), 6, "Expecting"),
     "a NUL behind it": (WHOLE % b'"a": 1' + b"\0", 6, "Extra data"),
