@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnikit import jsontext
+from tests.fuzz import mended
 
 # Every code point, lone surrogates too.
 TEXT = st.text(st.characters(exclude_categories=()))
@@ -68,7 +69,7 @@ MALFORMED = {
 
 
 def _without_extremes(text: str) -> Any:
-    value = _mended(json.loads(text, parse_constant=float, parse_float=float))
+    value = mended(json.loads(text, parse_constant=float, parse_float=float))
     if any(math.isinf(number) or math.isnan(number) for number in _floats(value)):
         raise ValueError(text)
     return value
@@ -80,15 +81,6 @@ def _floats(value: Any) -> Iterator[float]:
     elif isinstance(value, list | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _floats(item)
-
-
-def _mended(value: Any) -> Any:
-    """Return a value with U+FFFD for each half of a surrogate pair, as Go's decoder gives it."""
-    if isinstance(value, str):
-        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in value)
-    if isinstance(value, dict):
-        return {_mended(key): _mended(item) for key, item in value.items()}
-    return type(value)(map(_mended, value)) if isinstance(value, list | tuple) else value
 
 
 def _utf8(data: bytes) -> str:
@@ -121,7 +113,7 @@ def test_reads_what_json_writes(value: Any, indent: int | None, ascii_only: bool
         data = text.encode()
     except UnicodeEncodeError:
         data = json.dumps(value, indent=indent).encode()
-    assert repr(jsontext.decode(data)) == repr(_mended(json.loads(data)))
+    assert repr(jsontext.decode(data)) == repr(mended(json.loads(data)))
 
 
 @given(st.text() | NEARLY_JSON)
@@ -141,7 +133,7 @@ HALVES = ["\\ud800", "\\uDBFF", "\\udc00", "\\uDfFf", "\\u0041", "\\\\", "ud800"
 @given(st.lists(st.sampled_from(HALVES)).map("".join))
 def test_half_a_surrogate_pair_is_one_replacement_character(text: str) -> None:
     data = f'{{"{text}": ["{text}"]}}'.encode()
-    wanted = _mended(json.loads(data))
+    wanted = mended(json.loads(data))
     assert jsontext.decode(data) == wanted
     assert jsontext.pairs(data) == tuple(wanted.items())
 
@@ -263,5 +255,5 @@ def _text_of(value: Any) -> str:
 @given(REPEATED)
 def test_pairs_keep_keys_that_are_repeated(value: Any) -> None:
     data = f" {_text_of(value)}\n".encode()
-    assert jsontext.pairs(data) == _mended(value)
-    assert jsontext.decode(data) == _mended(json.loads(data))
+    assert jsontext.pairs(data) == mended(value)
+    assert jsontext.decode(data) == mended(json.loads(data))
