@@ -29,12 +29,12 @@ def parse_cidr(text: str) -> tuple[bytes, int]:
         packed = parse_ip(address)
     except ValueError:
         raise ValueError(f"{text!r} is not an address with a prefix length (10.1.0.7/24)") from None
-    bits = len(packed) * 8
-    if ":" in address and bits == 32:
-        raise ValueError(f"{text!r} writes IPv4 as IPv6 with a prefix length")
-    if not (slash and length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= bits):
-        raise ValueError(f"{text!r} has no prefix length of 0 to {bits} behind a slash")
-    return packed, int(length)
+    # ::ffff:10.1.0.7/120 is 10.1.0.7/24.
+    low = 96 if ":" in address and len(packed) == 4 else 0
+    high = low + len(packed) * 8
+    if not (slash and length.isascii() and length.isdigit() and len(length) <= 3 and low <= int(length) <= high):
+        raise ValueError(f"{text!r} has no prefix length of {low} to {high} behind a slash")
+    return packed, int(length) - low
 
 
 def format_ip(packed: bytes) -> str:

@@ -27,7 +27,7 @@ An attachment gets one address of each set of ranges, that is of each list in `r
 | .rangeEnd | network's last | the last one, included; by default, in IPv4, the one before the broadcast address |
 | .gateway | network's first | never given, returned with each address; in the subnet, or link-local (IPv6) |
 | subnet, rangeStart, rangeEnd, gateway | | one more set, of one range, in the older way; nothing without subnet |
-| routes | none | returned as they are: dst, gw, mtu, advmss, priority, table, scope |
+| routes | none | returned, host bits of dst left out: dst, gw, mtu, advmss, priority, table, scope |
 | dataDir | /var/lib/cni/networks | where leases are kept; on a tmpfs they end with a reboot, as the containers do |
 | resolvConf | none | a resolv.conf to return as the result's dns |
 
@@ -256,7 +256,9 @@ def _asked_for(request: Request) -> list[Wanted]:
         found.append(_read_wanted(arguments["IP"], "CNI_ARGS: IP", spec.INVALID_ENVIRONMENT))
     for f in (request.config.object("args").object("cni"), request.config.object("runtimeConfig")):
         found += [
-            _read_wanted(text, f"{f.where('ips')}[{i}]", spec.INVALID_CONFIG) for i, text in enumerate(f.strings("ips"))
+            _read_wanted(text, f"{f.where('ips')}[{i}]", spec.INVALID_CONFIG)
+            for i, text in enumerate(f.strings("ips"))
+            if text
         ]
     return found
 

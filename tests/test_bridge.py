@@ -595,6 +595,25 @@ def test_what_it_made_comes_before_what_others_did_and_nothing_of_loopback_is_le
     assert given["dns"] == previous["dns"]
 
 
+def test_a_route_with_host_bits_is_shown_as_the_kernel_has_it(host: str, container: str) -> None:
+    assert host
+    conf = config(ipam=static(V4, routes=[{"dst": "10.77.8.9/16"}]), isGateway=True)
+    added = call("ADD", conf, container).result()
+    assert added["routes"] == [{"dst": "10.77.0.0/16"}]
+    assert ip(f"-n {Path(container).name} route show 10.77.0.0/16")[0]["dst"] == "10.77.0.0/16"
+    for given in ("10.77.0.0/16", "10.77.8.9/16"):  # as one has it that was added by the reference
+        previous = {**added, "routes": [{"dst": given}]}
+        assert call("CHECK", {**conf, "prevResult": previous}, container).succeeded()
+
+
+def test_an_index_into_nothing_does_not_become_that_of_the_containers_interface(host: str, container: str) -> None:
+    assert host
+    ips = [{"address": "10.77.0.2/24", "interface": index} for index in (-1, 0, 2)]
+    added = call("ADD", config(prevResult={"ips": ips}), container).result()
+    assert added["ips"] == [*({"address": "10.77.0.2/24"} for _ in ips), {"address": V4, "interface": 2}]
+    assert call("CHECK", config(prevResult=added), container).succeeded()
+
+
 def test_one_container_joins_a_network_twice(host: str, container: str) -> None:
     assert host
     call("ADD", config(), container).result()
