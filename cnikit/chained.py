@@ -55,10 +55,10 @@ def take_over(request: Request, world: World) -> None:
 
     Where a plugin of ours made the interface, it has done so.
     """
-    if comment(request, world).endswith(ownership.UNLINKED):
+    ips = own_addresses(request, previous(request))
+    if ips and comment(request, world).endswith(ownership.UNLINKED):
         from cnikit import leftovers
 
-        ips = own_addresses(request, previous(request))
         leftovers.clear(request.attachment, ips, world, chained=True)
 
 

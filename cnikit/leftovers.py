@@ -123,7 +123,7 @@ def _is_there(table: Table, world: World) -> bool:
     try:
         return (table.family, table.name) in world[HOST].tables()
     except CniError:
-        return False  # where nfnetlink is missing, or refused, nothing has been made with it
+        return False  # as in an interface plugin's ADD
 
 
 def _listed(prefix: str, world: World) -> list[Entry]:

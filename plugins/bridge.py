@@ -249,10 +249,12 @@ def host_links(conf: Conf, ends: Ends) -> tuple[str, ...]:
 def leavings(request: Request, world: World) -> list[Listing]:
     """Return what lists what is beside the links, whatever is configured: that may have been another at the ADD."""
     try:
-        world[HOST].tables()
+        nothing = not world[HOST].tables() and not world[HOST].legacy("nat")
     except CniError:
-        if not (request.config.raw("ipMasq") or request.config.raw("macspoofchk")):
-            return []  # Where nfnetlink is missing, or refused, nothing of it is this container's.
+        # Where nfnetlink is missing, or refused, nothing of it is this container's.
+        nothing = not (request.config.raw("ipMasq") or request.config.raw("macspoofchk"))
+    if nothing:
+        return []
     from cnikit import adopted, macspoofchk, masquerade
     from cnikit.ruleset import outdated
 

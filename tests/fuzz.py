@@ -29,7 +29,7 @@ from unittest.mock import patch
 
 import cnikit.effects.iptables
 import cnikit.netlink.nftrules
-from cnikit import adopted, conditions, iptables, macspoofchk, masquerade, networks
+from cnikit import adopted, conditions, hostports, iptables, macspoofchk, masquerade, networks
 from cnikit.attachments import Attachment, Cache
 from cnikit.effects import backup, conntrack, delegate, firewalld, kernel, leases, netns, systembus
 from cnikit.effects import netlink as sockets
@@ -144,7 +144,7 @@ class Sandbox:
             (netns, "is_same", lambda _, path: path == NETNS),
             (firewalld, "is_running", lambda: False),
             (delegate, "_own_plugin", self._own_plugin),
-            (portmap, "LOCK", self.locks[0]),
+            (hostports, "LOCK", self.locks[0]),
             (cnikit.effects.iptables, "LOCK", self.locks[1]),
             (tuning, "ALLOW_LIST", f"{self.home}/allowlist.conf"),
         ):
