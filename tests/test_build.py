@@ -487,6 +487,70 @@ def test_what_is_missing_is_named_where_it_cannot_be_installed(tmp_path: Path) -
     assert done.stderr == "missing: apt-get install --no-install-recommends nftables\n"
 
 
+# A machine without anything, Python included. What a build does after the packages is shown.
+BARE = (
+    'has() { false; }; interpreter() { echo "none here" >&2; return 1; }; is_built() { false; }; flock() { :; }; '
+    'make_venv() { echo "venv for $*"; }; compile() { echo "compile $*"; }'
+)
+BUILDS = "python3 python3-venv libpython3-dev binutils gcc"
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+    """The packages of a library that is named after the interpreter too, when there is no interpreter."""
+    done = build_sh(f"{BARE}; PATH=/nonexistent; build any iputils-ping nftables", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"missing: apt-get install --no-install-recommends iputils-ping nftables {BUILDS}\n"
+
+
+@pytest.mark.parametrize("python", ["/usr/bin/python3", "/opt/python/bin/python3"])
+def test_a_build_stops_only_for_what_it_needs(tmp_path: Path, python: str) -> None:
+    """It can do without the packages for the quicker start, and asks for Debian's only if Python is Debian's."""
+    there = f"{BARE}; interpreter() {{ echo {python}; }}; has() {{ [[ $1 != gcc && $1 != $lacking ]]; }}"
+    go_on = f"{there}; PATH=/nonexistent; lacking=$1; build any"
+    done = build_sh(go_on, "gcc", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "venv for build\ncompile lean\n")
+    done = build_sh(go_on, "binutils", cwd=tmp_path)
+    linking = " gcc" if python == "/usr/bin/python3" else ""
+    assert done.stderr == f"missing: apt-get install --no-install-recommends binutils{linking}\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user installs nothing")
+@pytest.mark.parametrize("available", ["all", "needed"])
+def test_all_that_is_missing_is_installed_at_once(tmp_path: Path, available: str) -> None:
+    fake = tmp_path / "apt-get"
+    refuse = "" if available == "all" else "case $* in *libpython3-dev*gcc*) exit 100; esac"
+    fake.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/log\n{refuse}\n')
+    fake.chmod(0o755)
+    done = build_sh(f"{BARE}; PATH=$1; build any nftables", f"{tmp_path}:/usr/bin:/bin", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"installing nftables {BUILDS}\nvenv for build\ncompile lean\n")
+    install = "install -qq --no-install-recommends nftables"
+    tried = [f"{install} {BUILDS}"]
+    if available == "needed":
+        tried += ["update -qq", f"{install} {BUILDS}", f"{install} {BUILDS.removesuffix(' gcc')}"]
+    assert (tmp_path / "log").read_text().splitlines() == tried
+
+
+@pytest.mark.parametrize(("word", "extras"), [("demo", "build"), ("bench", "build"), ("test", "build test")])
+def test_the_test_tools_are_installed_for_tests_only(tmp_path: Path, word: str, extras: str) -> None:
+    done = build_sh('build() { echo "${extras[@]}"; exit; }; main "$1"', word, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{extras}\n")
+
+
+def test_a_virtual_environment_grows_when_more_is_asked_of_it(tmp_path: Path) -> None:
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\n[ "$2 $3" != "pip install" ] || echo "$7" >>{tmp_path}/log\necho Python 3.11.2\n')
+    python.chmod(0o755)
+    steps = ("build", "build", "build test", "build test", "build", "changed", "build", "build test", "build")
+    for step in steps:
+        if step == "changed":
+            (tmp_path / "pyproject.toml").write_text("# another\n")
+            continue
+        (tmp_path / "pyproject.toml").touch()
+        assert build_sh(f"make_venv {step}", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "log").read_text().split() == [".[build]", ".[build,test]", ".[build]", ".[build,test]"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user installs nothing")
 def test_what_is_missing_is_installed_and_the_lists_fetched_only_if_needed(tmp_path: Path) -> None:
     fake = tmp_path / "apt-get"
