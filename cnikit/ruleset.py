@@ -110,16 +110,44 @@ class Member(Object):
 
     def fault(self, world: World) -> str:
         found = world[self.where].element(self.table, self.element)
-        if found is None:
+        if found is None or self._bounds(found) != self._bounds(self.element):
             return f"nftables: there is no {self._text()}"
         if found.data != self.element.data:
             return f"nftables: {self._text()} leads to {' . '.join(found.data)}, not {' . '.join(self.element.data)}"
         return "" if owner(found) == owner(self.element) else f"nftables: {self._text()} belongs to {found.comment}"
 
+    def _bounds(self, element: Element) -> list[tuple[bytes, bytes]]:
+        """Return first and last value of each word: an interval is found by any key that lies in it."""
+        return list(map(nftables.encoded, self.table.set(self.name).key, element.key))
+
     def changes(self, world: World) -> Sequence[Change]:
         # Whoever had the key before, mostly a container's address, has it no more: IPAM says who does.
         found = world[self.where].element(self.table, self.element)
         return (Make(self),) if found is None else (Remove(self.replace(element=found)), Make(self))
+
+
+class Pair(Member):
+    """A container's address and a subnet, in a set of intervals that has such a pair with the address's own subnet too.
+
+    The subnets of an address must not overlap. Those of an earlier ADD do where the configuration has changed since.
+    """
+
+    def changes(self, world: World) -> Sequence[Change]:
+        address = self.element.key[0]
+        host = world[self.where]
+        if host.element(self.table, self.element.replace(key=(address, address))) is None:
+            return (Make(self),)
+        found = [element for element in host.elements(self.table, "") if element.set == self.name]
+        return (*(Remove(self.replace(element=element)) for element in found if self._overlaps(element)), Make(self))
+
+    def _overlaps(self, element: Element) -> bool:
+        bounds = zip(self._bounds(element), self._bounds(self.element), strict=True)
+        return all(first <= end and start <= last for (first, last), (start, end) in bounds)
+
+
+def pair(table: Table, name: str, address: str, subnet: str, comment: str) -> Pair:
+    """Return such a pair as an object."""
+    return Pair(HOST, name, table, nftables.Element(name, (address, subnet), (), comment))
 
 
 def member(table: Table, name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) -> Member:
