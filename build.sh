@@ -27,7 +27,7 @@ EOF
 build_packages=(python3 python3-venv libpython3 binutils)
 link_packages=(gcc libpython3-dev) # for the quicker start, see bootloader; a build works without them
 demo_packages=(util-linux iputils-ping nftables)
-test_packages=(util-linux iproute2 nftables iptables iputils-ping git strace)
+test_packages=(util-linux iproute2 nftables iptables iputils-ping procps git strace)
 all_packages=(
     containernetworking-plugins dbus-daemon python3-firewall python3-nftables
     podman runc containerd busybox-static
@@ -264,6 +264,7 @@ has() {
         iproute2) command -v ip ;;
         nftables) command -v nft ;;
         iputils-ping) command -v ping ;;
+        procps) command -v sysctl ;;
         containernetworking-plugins) [[ -x /usr/lib/cni/bridge ]] ;;
         busybox-static) command -v busybox && ! ldd "$(command -v busybox)" ;;
         python3-firewall | python3-nftables) /usr/bin/python3 -c "import ${1#python3-}" ;;
@@ -287,6 +288,38 @@ debian_name() {
     esac
 }
 
+# Fetch the packages of other suites that tests/packages lists, and unpack their programs into the user's cache; the
+# machine's own packages stay as they are. Those that cannot be had are named, and the tests with them are skipped.
+fetch_packages() {
+    local path sum folder
+    while read -r path sum; do
+        folder=${XDG_CACHE_HOME:-${HOME-}/.cache}/cnikit/$(basename "$path" .deb)
+        [[ -d $folder ]] || fetch "$path" "$sum" "$folder" || echo "cannot fetch $path: tests with it are skipped" >&2
+    done < <(grep -v '^#' tests/packages)
+}
+
+# Fetch a package by its path on a mirror, and unpack its programs into a folder, which appears whole or not at all.
+fetch() {
+    local path=$1 sum=$2 folder=$3 unpacked
+    [[ $path == *"_$(dpkg --print-architecture).deb" ]] || return
+    mkdir -p "${folder%/*}" && unpacked=$(mktemp -d "${folder%/*}/.new-XXXXXX") || return
+    download "$path" "$sum" "$unpacked/deb" && chmod 755 "$unpacked" &&
+        dpkg-deb --fsys-tarfile "$unpacked/deb" | tar -x -C "$unpacked" --strip-components=3 ./usr/bin &&
+        rm "$unpacked/deb" && mv -T "$unpacked" "$folder" || { rm -rf "$unpacked" && return 1; }
+}
+
+# Download a file from one of the mirrors that apt uses.
+download() {
+    local mirror
+    # shellcheck disable=SC2016  # apt-get expands $(REPO_URI)
+    for mirror in $(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | sort -u); do
+        echo "fetching $mirror$1"
+        ! /usr/lib/apt/apt-helper -o Acquire::Retries=0 -o Acquire::http::Timeout=20 download-file "$mirror$1" "$3" \
+            "SHA256:$2" >/dev/null 2>&1 || return 0
+    done
+    return 1
+}
+
 # --- running ---
 
 demo() {
@@ -295,14 +328,15 @@ demo() {
 }
 
 run_tests() {
-    local packages=("${test_packages[@]}") marked=(-m "not all")
+    local packages=("${test_packages[@]}") marked=(-m "not all") fetch=:
     if [[ ${1-} == all ]]; then
         packages+=("${all_packages[@]}")
-        marked=(-m "not sample")
+        marked=(-m "not sample") fetch=fetch_packages
         shift
     fi
     extras+=(test)
     build any "${packages[@]}"
+    "$fetch"
     .venv/bin/ruff check
     .venv/bin/ruff format --check
     .venv/bin/mypy

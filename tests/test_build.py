@@ -19,7 +19,7 @@ import pytest
 from PyInstaller.archive.readers import CArchiveReader
 
 from cnikit import __version__
-from tests.conftest import BUILT, PROJECT, private
+from tests.conftest import BUILT, PROJECT, private, sh
 
 PLUGINS = {
     path.stem.replace("_", "-"): f"cnikit.{folder}.{path.stem}"
@@ -578,6 +578,76 @@ def test_services_of_what_is_installed_do_not_start(tmp_path: Path) -> None:
     shutil.rmtree("/run/systemd")
     assert (done.returncode, done.stdout) == (0, "installing nftables\ngoes on\nsystem\n")
     assert (tmp_path / "log").read_text() == "install /run/systemd/*\n"
+
+
+# --- packages of other suites ---
+
+
+class Mirror:
+    """A mirror with one package that holds one program, tests/packages that lists it, and a cache."""
+
+    def __init__(self, folder: Path, architecture: str = "") -> None:
+        if not Path("/usr/lib/apt/apt-helper").exists():
+            pytest.skip("apt fetches packages, and there is none")
+        architecture = architecture or sh("dpkg --print-architecture").strip()
+        self.folder = folder
+        self.unpacked = folder / "cache" / "cnikit" / f"tool_1_{architecture}"
+        tree = folder / "tree"
+        for name, text in (("DEBIAN/control", CONTROL.format(architecture)), ("usr/bin/tool", "1"), ("usr/doc", "2")):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_text(text)
+        self.package = folder / "mirror" / "pool" / f"tool_1_{architecture}.deb"
+        self.package.parent.mkdir(parents=True)
+        sh(f"dpkg-deb --build {tree} {self.package}")
+        [self.sum, _] = sh(f"sha256sum {self.package}").split()
+        apt_get = folder / "bin" / "apt-get"
+        apt_get.parent.mkdir()
+        apt_get.write_text(f"#!/bin/sh\necho copy:{folder}/mirror/\necho copy:{folder}/absent/\n")
+        apt_get.chmod(0o755)
+
+    def fetch(self) -> tuple[str, str]:
+        """Fetch what is listed; return what is said on stdout and stderr."""
+        (self.folder / "tests").mkdir(exist_ok=True)
+        (self.folder / "tests" / "packages").write_text(f"# a comment\npool/{self.package.name} {self.sum}\n")
+        done = build_sh(
+            'PATH=$1:$PATH XDG_CACHE_HOME=$2; fetch_packages; echo "goes on"',
+            f"{self.folder}/bin",
+            f"{self.folder}/cache",
+            cwd=self.folder,
+        )
+        assert done.returncode == 0
+        return done.stdout.removesuffix("goes on\n"), done.stderr
+
+    def cached(self) -> list[str]:
+        """Return the files in the cache."""
+        return [str(path.relative_to(self.unpacked)) for path in (self.folder / "cache").rglob("*") if path.is_file()]
+
+
+CONTROL = "Package: tool\nVersion: 1\nArchitecture: {}\nMaintainer: a <a@b>\nDescription: x\n"
+
+
+def test_a_package_is_fetched_once_and_its_programs_unpacked(tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path)
+    tried = [f"fetching copy:{tmp_path}/{folder}/pool/{mirror.package.name}\n" for folder in ("absent", "mirror")]
+    assert mirror.fetch() == ("".join(tried), "")
+    assert mirror.cached() == ["tool"]
+    mirror.package.unlink()
+    assert mirror.fetch() == ("", "")
+
+
+@pytest.mark.parametrize("why", ["gone", "another", "broken", "other machines'"])
+def test_a_package_that_cannot_be_had_is_named(tmp_path: Path, why: str) -> None:
+    mirror = Mirror(tmp_path, "armel" if why == "other machines'" else "")
+    if why == "gone":
+        mirror.package.unlink()
+    elif why == "another":
+        mirror.sum = "0" * 64
+    elif why == "broken":
+        mirror.package.write_text("no archive")
+        [mirror.sum, _] = sh(f"sha256sum {mirror.package}").split()
+    _, errors = mirror.fetch()
+    assert f"cannot fetch pool/{mirror.package.name}: tests with it are skipped\n" in errors
+    assert mirror.cached() == []
 
 
 def test_a_word_it_does_not_know_gets_the_usage(tmp_path: Path) -> None:
