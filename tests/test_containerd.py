@@ -53,6 +53,7 @@ rm -f /etc/cni /opt/cni
 mkdir /etc/cni /opt/cni
 ln -s {folder}/net.d /etc/cni/net.d
 ln -s {plugins} /opt/cni/bin
+[ ! -d /usr/lib/cni ] || mount -t tmpfs none /usr/lib/cni
 exec containerd --config {folder}/config.toml
 """
 COMMON = """
