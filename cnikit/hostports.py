@@ -19,7 +19,7 @@ from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Element, Rule, Table, encoded
 from cnikit.objects import HOST, Make, Object
 from cnikit.plan import Add, Del, Ensure, Step
-from cnikit.ruleset import Member, member, owner
+from cnikit.ruleset import Member, Pair, member, owner, pair
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -155,7 +155,7 @@ def _port(name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) 
     return Port(HOST, name, TABLE, Element(name, key, data, comment))
 
 
-def masqueraded(packed: bytes, length: int, comment: str, everybody: bool) -> list[Member]:
+def masqueraded(packed: bytes, length: int, comment: str, everybody: bool) -> list[Pair]:
     """Return the elements by which packets to a container's published ports take the host's address.
 
     Those of its subnet, itself included, and of the host's own 127.0.0.1: answers to them would not come this way.
@@ -164,7 +164,7 @@ def masqueraded(packed: bytes, length: int, comment: str, everybody: bool) -> li
     sources = [format_cidr(bytes(len(packed)), 0)]
     if not everybody:
         sources = [format_cidr(network(packed, length), length), *([LOOPBACK] if version == 4 else [])]
-    return [member(TABLE, f"masquerade{version}", (format_ip(packed), source), (), comment) for source in sources]
+    return [pair(TABLE, f"masquerade{version}", format_ip(packed), source, comment) for source in sources]
 
 
 def unmasqueraded(packed: bytes, comment: str) -> Member:

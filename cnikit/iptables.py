@@ -273,9 +273,19 @@ def written(changes: Iterable[Change], tables: Mapping[str, Chains]) -> str:
 # Masquerading (ipMasq)
 
 
-def masquerade(attachment: Attachment, ips: Iterable[IP]) -> tuple[Step, ...]:
-    """Return the steps of an ADD with ipMasq: what leaves the addresses for outside their subnets is masqueraded."""
-    return tuple(Add(_masquerade(attachment, version, cidrs)) for version, cidrs in _by_version(ips) if cidrs)
+def masquerade(
+    attachment: Attachment, ips: Iterable[IP], excepted: Iterable[tuple[bytes, int]] = ()
+) -> tuple[Step, ...]:
+    """Return the steps of an ADD with ipMasq: what leaves the addresses for outside their subnets is masqueraded.
+
+    What is sent to the excepted subnets is not.
+    """
+    excepted = tuple(excepted)
+    return tuple(
+        Add(_masquerade(attachment, version, cidrs, [cidr for cidr in excepted if len(cidr[0]) * 8 == _BITS[version]]))
+        for version, cidrs in _by_version(ips)
+        if cidrs
+    )
 
 
 def masquerade_removal(attachment: Attachment, ips: Iterable[IP] = ()) -> tuple[Step, ...]:
@@ -286,10 +296,16 @@ def masquerade_removal(attachment: Attachment, ips: Iterable[IP] = ()) -> tuple[
     )
 
 
-def _masquerade(attachment: Attachment, version: int, cidrs: list[tuple[bytes, int]]) -> Rules:
+def _masquerade(
+    attachment: Attachment, version: int, cidrs: list[tuple[bytes, int]], excepted: Iterable[tuple[bytes, int]] = ()
+) -> Rules:
     chain = reference_chain("CNI-", attachment)
     comment = _comment(f'name: "{attachment.network}" id: "{attachment.container}"')
-    own: list[Rule] = []
+    # Ahead of what masquerades: another interface of the container may have made the chain.
+    own = [
+        Rule(chain, f"-d {format_cidr(packed, length)} {comment}" if length else comment, "ACCEPT", first=True)
+        for packed, length in excepted
+    ]
     for packed, length in cidrs:
         own += [
             Rule(chain, f"-d {format_cidr(network(packed, length), length)} {comment}", "ACCEPT"),

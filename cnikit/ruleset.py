@@ -111,16 +111,22 @@ class Member(Object):
 
     def fault(self, world: World) -> str:
         found = world[self.where].element(self.table, self.element)
-        if found is None:
+        if found is None or self._bounds(found) != self._bounds(self.element):
             return f"nftables: there is no {self._text()}"
         if found.data != self.element.data:
             return f"nftables: {self._text()} leads to {' . '.join(found.data)}, not {' . '.join(self.element.data)}"
         return "" if owner(self.element) in owners(found) else f"nftables: {self._text()} belongs to {found.comment}"
 
+    def _bounds(self, element: Element) -> list[tuple[bytes, bytes]]:
+        """Return first and last value of each word: an interval is found by any key that lies in it."""
+        return list(map(nftables.encoded, self.table.set(self.name).key, element.key))
+
     def changes(self, world: World) -> Sequence[Change]:
         found = world[self.where].element(self.table, self.element)
-        if found is None:
-            return (Make(self),)
+        return (Make(self),) if found is None else self._in_place_of(found, world)
+
+    def _in_place_of(self, found: Element, world: World) -> Sequence[Change]:
+        """Return what makes it where its key is taken."""
         removal = Remove(self.replace(element=found))
         if found.data or not is_alive_elsewhere(found.comment, self.element.comment, world):
             # The key, mostly a container's address, is no longer its former owner's: IPAM says whose it is.
@@ -135,6 +141,36 @@ class Member(Object):
         if found is None or not found.also or ours not in owners(found):
             return (Remove(self),)
         return [step.change() for step in taken_from(found, self.table, lambda tag: tag.removesuffix(UNLINKED) == ours)]
+
+
+class Pair(Member):
+    """A container's address and a subnet, in a set of intervals that has such a pair with the address's own subnet too.
+
+    The subnets of an address must not overlap. Those of an earlier ADD do where the configuration has changed since.
+    """
+
+    def changes(self, world: World) -> Sequence[Change]:
+        address = self.element.key[0]
+        host = world[self.where]
+        if host.element(self.table, self.element.replace(key=(address, address))) is None:
+            return (Make(self),)
+        listed = [element for element in host.elements(self.table, "") if element.set == self.name]
+        found = [element for element in listed if self._overlaps(element)]
+        for element in found:
+            if self._bounds(element) == self._bounds(self.element):
+                return self._in_place_of(element, world)
+        if any(is_alive_elsewhere(element.comment, self.element.comment, world) for element in found):
+            return ()  # Another network's container with this address has a subnet that is nearly ours.
+        return (*(Remove(self.replace(element=element)) for element in found), Make(self))
+
+    def _overlaps(self, element: Element) -> bool:
+        bounds = zip(self._bounds(element), self._bounds(self.element), strict=True)
+        return all(first <= end and start <= last for (first, last), (start, end) in bounds)
+
+
+def pair(table: Table, name: str, address: str, subnet: str, comment: str) -> Pair:
+    """Return such a pair as an object."""
+    return Pair(HOST, name, table, nftables.Element(name, (address, subnet), (), comment))
 
 
 def member(table: Table, name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) -> Member:

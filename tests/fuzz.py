@@ -293,7 +293,8 @@ VALUES: tuple[Any, ...] = (
 )
 KEYS = (
     *("cniVersion", "name", "type", "ipam", "dns", "args", "runtimeConfig", "prevResult", "capabilities", "bridge"),
-    *("isGateway", "isDefaultGateway", "ipMasq", "ipMasqBackend", "macspoofchk", "mtu", "vlan", "hairpinMode"),
+    *("isGateway", "isDefaultGateway", "ipMasq", "ipMasqBackend", "ipMasqExcept", "macspoofchk", "mtu", "vlan"),
+    *("hairpinMode",),
     *("promiscMode", "portIsolation", "forceAddress", "disableContainerInterface", "backend", "ingressPolicy"),
     *("iptablesAdminChainName", "firewalldZone", "snat", "masqAll", "conditionsV4", "conditionsV6", "markMasqBit"),
     *("externalSetMarkChain", "portMappings", "hostPort", "containerPort", "hostIP", "protocol", "sysctl", "mac"),
@@ -328,6 +329,7 @@ def seeds(data: str) -> list[tuple[str, dict[str, Any]]]:
         ("firewall", {"backend": "iptables", "ingressPolicy": "same-bridge"}),
         ("firewall", {"ingressPolicy": "isolated", "iptablesAdminChainName": "MINE"}),
         ("tuning", {"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "mac": "02:00:00:00:00:09", "mtu": 1400}),
+        ("bridge", {"ipMasq": True, "ipMasqExcept": ["10.0.0.0/8", "fd00::/16"], "ipam": {"type": "host-local"}}),
         ("bridge", {"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": False, "mtu": 1500}),
         ("bridge", {"ipMasq": True, "ipMasqBackend": "iptables", "macspoofchk": True, "ipam": {"type": "host-local"}}),
         ("host-local", {"ipam": {"resolvConf": "/etc/resolv.conf"}, "runtimeConfig": {"ips": ["10.1.0.7"]}}),

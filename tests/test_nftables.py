@@ -17,7 +17,7 @@ from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Element, Rule, Table
 from cnikit.netlink.nftrules import compiled
 from cnikit.objects import HOST, Change, Make, Object, Remove
-from cnikit.ruleset import Appended, Foreign, Member, Ruleset, member
+from cnikit.ruleset import Appended, Foreign, Member, Pair, Ruleset, member, pair
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
@@ -218,6 +218,45 @@ def test_an_interval_is_found_by_what_lies_in_it(world: World | FakeWorld) -> No
     for port, found in (("89", None), ("90", RANGE.element), ("99", RANGE.element), ("100", None)):
         inside = RANGE.element.replace(key=("tcp", "192.0.2.1", port))
         assert world[HOST].element(hostports.TABLE, inside) == found
+
+
+INSIDE = pair(masquerade.TABLE, "inside4", "10.1.0.7", "10.1.0.0/16", TAG)
+
+
+def inside(subnet: str, comment: str = TAG) -> Pair:
+    return INSIDE.replace(element=INSIDE.element.replace(key=("10.1.0.7", subnet), comment=comment))
+
+
+@pytest.mark.parametrize("subnet", ["10.1.0.0/17", "10.1.128.0/17", "10.0.0.0/15"])
+def test_intervals_of_one_set_do_not_overlap(world: World | FakeWorld, subnet: str) -> None:
+    assert make(world, Ruleset(HOST, "cnikit_masquerade", masquerade.TABLE), INSIDE) == [0, 0]
+    assert make(world, inside(subnet)) == [EEXIST]
+    assert make(world, inside("10.0.0.0/16"), inside("10.2.0.0/16")) == [0, 0]
+    assert make(world, INSIDE.replace(element=INSIDE.element.replace(key=("10.1.0.8", subnet)))) == [0]
+
+
+@pytest.mark.parametrize("subnet", ["10.1.0.0/17", "10.1.128.0/17", "10.0.0.0/15", "10.0.0.0/8", "0.0.0.0/0"])
+def test_an_interval_takes_the_place_of_those_it_overlaps_with(world: World | FakeWorld, subnet: str) -> None:
+    made = inside(subnet, "cni:net1/c2/eth0")
+    neighbour = INSIDE.replace(element=INSIDE.element.replace(key=("10.1.0.8", "10.1.0.0/16")))
+    apart = inside("192.0.2.0/24") if subnet != "0.0.0.0/0" else neighbour
+    make(world, Ruleset(HOST, "cnikit_masquerade", masquerade.TABLE), INSIDE, neighbour)
+    make(world, apart)
+    assert made.fault(world) != ""
+    assert world[HOST].change(made.changes(world)) == [None, None]
+    assert [what.fault(world) for what in (made, neighbour, apart)] == ["", "", ""]
+    assert INSIDE.fault(world) != ""
+
+
+def test_the_first_interval_of_an_address_costs_one_look(world: World | FakeWorld) -> None:
+    make(world, Ruleset(HOST, "cnikit_masquerade", masquerade.TABLE))
+    assert INSIDE.changes(world) == (Make(INSIDE),)
+
+
+def test_another_interval_with_the_same_start_is_another(world: World | FakeWorld) -> None:
+    make(world, PORTMAP, RANGE)
+    shorter = RANGE.replace(element=RANGE.element.replace(key=("tcp", "0.0.0.0/0", "90-95")))
+    assert "there is no element inet cnikit_portmap ranges4" in shorter.fault(world)
 
 
 def test_a_transaction_is_done_whole_or_not_at_all(world: World | FakeWorld) -> None:

@@ -237,6 +237,19 @@ def test_reload_after_a_flush(podman: Podman, host: str, outside: str) -> None:
         assert reached(elsewhere, podman.netns("web"), OUTSIDE[4], 80) == HOST[4]
 
 
+def test_repair_after_a_flush(podman: Podman, outside: str) -> None:
+    """From what podman's libcni has cached."""
+    podman("network", "create", "one")
+    podman.serve("web", "--network", "one", "--publish", "8080:80")
+    sh("nft flush ruleset")
+    repair = f"NETCONFPATH={podman.networks} {BUILT}/cnitool repair one"
+    assert "put back" in sh(repair)
+    assert get(outside, HOST[4], 8080) == "web"
+    with server(outside, OUTSIDE[4], 80) as elsewhere:
+        assert reached(elsewhere, podman.netns("web"), OUTSIDE[4], 80) == HOST[4]
+    assert "put back" not in sh(repair)
+
+
 def test_restart(podman: Podman, outside: str) -> None:
     podman.serve("web", "--publish", "8080:80")
     podman("restart", "web")
