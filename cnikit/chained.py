@@ -70,14 +70,13 @@ def check(plan: Iterable[Step], world: World) -> None:
 
 
 def available(tables: tuple[Table, ...], backend: str) -> None:
-    """STATUS: raise CniError (50) when nftables cannot even be read, or there is no iptables where it is asked for."""
+    """STATUS: raise CniError (50) when the tables cannot be made, or there is no iptables where it is asked for."""
     try:
-        if backend == "iptables":
-            from cnikit.effects.iptables import find
-
-            find("iptables-restore")
         with World() as world:
-            for table in tables:
-                world[HOST].rules(table)
+            here = world[HOST]
+            faults = [here.iptables_fault(4)] if backend == "iptables" else []
+            faults += [here.table_fault(table) for table in tables]
     except CniError as e:
         raise CniError(spec.UNAVAILABLE, e.msg, e.details) from e
+    for fault in filter(None, faults):
+        raise CniError(spec.UNAVAILABLE, fault.msg, fault.details)

@@ -18,14 +18,14 @@ from cnikit.effects import delegate
 from cnikit.effects.kernel import World, open_world
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.objects import CONTAINER, HOST, Device
-from cnikit.plan import Del, Ensure, Step, apply, clear, mend, preflight, undo, verify
+from cnikit.plan import Del, Ensure, Step, apply, clear, mend, preflight, refuse_impossible, undo, verify
 from cnikit.plugin import Plugin
 from cnikit.result import Interface, Result
 from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from cnikit.netlink.rtnetlink import Link
@@ -356,17 +356,36 @@ def _unlisted(request: Request, world: World, keep: frozenset[str]) -> list[Step
 
 
 def _status(kind: InterfaceKind, request: Request) -> None:
-    conf = kind.parse(request)
-    shared = [step for step in kind.plan(conf, Result(), Ends(request.attachment, "", "")) if isinstance(step, Ensure)]
+    """Fail where no ADD can succeed until configuration or host is changed. What may pass by itself is ADD's to say."""
     try:
+        conf = kind.parse(request)
+        ends = Ends(request.attachment, "", "")
         with World() as world:
-            preflight(shared, world)
-            # What cannot even be read cannot be made.
-            verify(shared, world)
+            _refuse_impossible([kind.plan(conf, Result(), ends)], world)
+            leases = (Result(ips=ips) for ips in delegate.expected(request))
+            _refuse_impossible((kind.plan(conf, kind.settle(conf, given), ends) for given in leases), world)
         if delegate.ipam_type(request):
             delegate.serve(request, "STATUS")
     except CniError as e:
         if e.code in (spec.UNAVAILABLE, spec.UNAVAILABLE_LIMITED):
             raise
-        # "50: The plugin is not available (i.e. cannot service ADD requests)"
-        raise CniError(spec.UNAVAILABLE, e.msg, e.details) from e
+        if e.code != spec.TRY_AGAIN:
+            # "50: The plugin is not available (i.e. cannot service ADD requests)"
+            raise CniError(spec.UNAVAILABLE, e.msg, e.details) from e
+
+
+def _refuse_impossible(plans: Iterable[Sequence[Step]], world: World) -> None:
+    """Raise CniError when none of the plans, one of which an ADD would follow, can be done on this host."""
+    fault: CniError | None = None
+    for plan in plans:
+        try:
+            shared = [step for step in plan if isinstance(step, Ensure)]
+            preflight(shared, world)
+            # What cannot even be read cannot be made.
+            verify(shared, world)
+            refuse_impossible(plan, world)
+            return
+        except CniError as e:
+            fault = fault or e
+    if fault:
+        raise fault

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
     from typing import Protocol
 
+    from cnikit.errors import CniError
     from cnikit.objects import Change, World
     from cnikit.result import IP
 
@@ -227,6 +228,9 @@ class Rules(Object):
     def _here(self, edit: Edit) -> str:
         lines = "".join(f"{line}\n" for line in edit.lines)
         return f"{PROGRAMS[self.version]}{self.variant}-restore --noflush -w <<'END'\n*{self.name}\n{lines}COMMIT\nEND"
+
+    def impossible(self, world: World) -> CniError | None:
+        return world[self.where].iptables_fault(self.version, self.variant)
 
     def fault(self, world: World) -> str:
         found = world[self.where].chains(self.version, self.name, self.variant)

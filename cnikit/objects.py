@@ -71,6 +71,9 @@ if TYPE_CHECKING:
             Raises CniError (7) without iptables.
             """
 
+        def table_fault(self, table: Table) -> CniError | None:
+            """Return why an nftables table of ours cannot be made, None when it can be, or is there."""
+
         def dropping(self, hook: str) -> Sequence[tuple[str, str, str]]:
             """Return family, table and name of the nftables chains on a hook that drop what they do not accept."""
 
@@ -85,6 +88,9 @@ if TYPE_CHECKING:
 
         def chains(self, version: int, table: str, variant: str = "") -> Chains:
             """Return the rules of each chain of an iptables table, version 4 or 6, variant "" or "-legacy"."""
+
+        def iptables_fault(self, version: int, variant: str = "") -> CniError | None:
+            """Return why iptables rules of a family cannot be made, None when there is a program for it."""
 
         def legacy(self, table: str) -> Sequence[int]:
             """Return the families (4, 6) that have a table of the legacy iptables, which nftables does not show.
@@ -119,6 +125,8 @@ if TYPE_CHECKING:
 HOST = "host"
 CONTAINER = "container"
 
+EXFULL = 54
+
 
 class Refusal(Value):
     """Why a change was not made: the kernel's errno, and its own words where it has any; 0 and a program's words."""
@@ -152,6 +160,14 @@ class Object(Value):
 
     def conflict(self, world: World) -> CniError | None:
         """Return the error when something else is in its place."""
+        return None
+
+    def explained(self, errno: int, world: World) -> CniError | None:
+        """Return the error for what the kernel refuses with this errno, None where its words will do."""
+        return None
+
+    def impossible(self, world: World) -> CniError | None:
+        """Return why it cannot be made before this host is changed, None when it can: STATUS."""
         return None
 
     def changes(self, world: World) -> Sequence[Change]:
@@ -247,6 +263,17 @@ class Veth(Object):
                 "an earlier ADD of this container and interface was not followed by DEL: run DEL first",
             )
         return None
+
+    def explained(self, errno: int, world: World) -> CniError | None:
+        link = world[self.where].link(self.bridge) if self.bridge and errno == EXFULL else None
+        if link is None:
+            return None
+        ports = len({port.index for port in world[self.where].links() if port.master == link.index})
+        return CniError(
+            spec.TRY_AGAIN,
+            f"bridge {self.bridge} is full: it has {ports} ports, and the kernel has no more for a bridge",
+            "DEL of a container frees one; or use another bridge for some of them",
+        )
 
 
 class Device(Object):

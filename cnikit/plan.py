@@ -75,6 +75,14 @@ def _refuse_conflict(what: Object, world: World) -> None:
         raise conflict
 
 
+def refuse_impossible(plan: Iterable[Step], world: World) -> None:
+    """Raise CniError (50) for what cannot be made on this host as it is. Changes nothing."""
+    for step in plan:
+        fault = None if isinstance(step, Del) else step.what.impossible(world)
+        if fault:
+            raise CniError(spec.UNAVAILABLE, fault.msg, fault.details)
+
+
 def apply(plan: Sequence[Step], world: World) -> list[Object]:
     """Do the plan in order. When a step fails everything added is taken away again, and CniError raised.
 
@@ -160,8 +168,9 @@ def _changes(step: Step, world: World) -> Sequence[Change]:
 
 
 def _reason(change: Change, refusal: Refusal, world: World) -> CniError:
-    """Return why a change failed: what has come into its place since we looked, or the kernel's words."""
-    conflict = change.what.conflict(world) if refusal.errno == EEXIST else None
+    """Return why a change failed: what has come into its place since we looked, what is full, or the kernel's words."""
+    what = change.what
+    conflict = what.conflict(world) if refusal.errno == EEXIST else what.explained(refusal.errno, world)
     return conflict or refused(change, refusal)
 
 

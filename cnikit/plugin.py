@@ -6,17 +6,18 @@ from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from cnikit.request import Request
-    from cnikit.result import Result
+    from cnikit.result import IP, Result
 
 
 class Plugin(Value):
     """A plugin's verbs. Each raises CniError when it fails; DEL and GC finish what they can first.
 
     repair is none of the protocol's: with the request a CHECK would be, it puts back what is gone and no interface,
-    and returns the command lines of that.
+    and returns the command lines of that. expected is an ipam plugin's: what its next ADD may give, as far as it can be
+    told before; each is the addresses of one ADD.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Plugin(Value):
     gc: Callable[[Request], None]
     status: Callable[[Request], None]
     repair: Callable[[Request], tuple[str, ...]] = lambda _: ()
+    expected: Callable[[Request], Iterable[tuple[IP, ...]]] = lambda _: ((),)
 
     def serve(self, request: Request) -> Result | None:
         """Run the verb the request asks for; only ADD has a result."""

@@ -60,6 +60,8 @@ def read_sets(groups: list[tuple[str, tuple[Fields, ...]]], version: str) -> tup
         for f, one in zip(group, ranges, strict=True):
             if len(one.subnet) != len(ranges[0].subnet):
                 raise f.invalid("subnet", f"mixed address families: {one} is in a set with {ranges[0]}")
+        if not size(ranges):
+            raise invalid_config(path, f"{', '.join(map(str, ranges))} has no address beside the gateway's")
         families = [len(earlier[0].subnet) for earlier in sets]
         if not spec.at_least(version, "0.3.0") and len(ranges[0].subnet) in families:
             raise invalid_config(path, f"cniVersion {version} has no room for a second address of a family")

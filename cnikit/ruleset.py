@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from cnikit.errors import CniError
     from cnikit.netlink.codec import Message
     from cnikit.netlink.nftables import Element, Rule, Table
     from cnikit.objects import Change, World
@@ -41,6 +42,9 @@ class Ruleset(Object):
                 lacking = f"has not the rules it should in chain {chain.name}" if found else "is gone, or empty"
                 return f"nftables: table {self.table.family} {self.table.name} {lacking}"
         return ""
+
+    def impossible(self, world: World) -> CniError | None:
+        return world[self.where].table_fault(self.table)
 
 
 class Appended(Object):

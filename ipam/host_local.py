@@ -66,7 +66,8 @@ DEL     needs the network's name and dataDir; a fault in the ranges does not kee
 CHECK   each set must have an address in prevResult, and the lease of each must be this container's
 GC      removes the leases of all attachments not in cni.dev/valid-attachments, and what never was one; no list at all
         is refused. The list is believed, whatever is alive
-STATUS  code 50 when a set has no address left, not even of the dead, or no lease can be written
+STATUS  code 50 when no lease can be written. That a set has no address left is ADD's to say, by code 11: a failing
+        STATUS takes the whole node out of service, and the next DEL may free one
 
 Where it differs from the reference: GC and STATUS do their work. A repeated ADD returns the same address ("duplicate
 allocation is not allowed" there). Leases end with their containers' lives, where the reference keeps them for ever. No
@@ -90,6 +91,8 @@ from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cnikit.fields import Fields
     from cnikit.ranges import Range, RangeSet
     from cnikit.request import Request
@@ -101,6 +104,8 @@ _ALONE = __name__ == "__main__"
 
 # A free address is looked for this far before the folder is listed.
 _NEAR = 64
+# As many combinations of ranges are looked at by STATUS.
+_CHOICES = 64
 
 
 class Wanted(Value):
@@ -185,17 +190,28 @@ def gc(request: Request) -> None:
 
 
 def status(request: Request) -> None:
-    """Fail with code 50 when an ADD could not be served."""
-    folder = _folder(request)
-    # Ranges that only come with an ADD cannot be full yet.
-    sets = () if _awaits_ranges(request) else _sets(request)
-    if fault := leases.write_fault(folder):
+    """Fail with code 50 when no lease can be written. A full set may have room again: that is ADD's to say."""
+    if not _awaits_ranges(request):
+        _sets(request)
+    if fault := leases.write_fault(_folder(request)):
         raise CniError(spec.UNAVAILABLE, f"no lease can be written: {fault}", "ipam.dataDir says where leases are")
-    names = Store(folder).listing()
-    for index, range_set in enumerate(sets):
-        # To count takes a while, and far fewer files than addresses need no counting.
-        if len(names) >= ranges.size(range_set) and _is_full(folder, names, range_set, request):
-            raise _exhausted(spec.UNAVAILABLE, index, range_set, request)
+
+
+def expected(request: Request) -> Iterator[tuple[IP, ...]]:
+    """Yield what an ADD may give: the first address of one range of each set, for a bridge has one of its own for each.
+
+    No address is of ranges that come with an ADD, nor where there are too many choices to look at.
+    """
+    from itertools import product
+
+    offered = request.config.object("capabilities").boolean("ipRanges")
+    sets = () if offered or _awaits_ranges(request) else _sets(request)
+    choices = 1
+    for range_set in sets:
+        choices *= len(range_set)
+    if choices > _CHOICES:
+        sets = ()
+    yield from product(*([_ip(one.start, (one,)) for one in range_set] for range_set in sets))
 
 
 def _folder(request: Request) -> str:
@@ -322,7 +338,7 @@ def _free_one(store: Store, index: int, range_set: RangeSet, wanted: Wanted | No
     if address is not None:
         return address
     if wanted is None:
-        raise _exhausted(spec.TRY_AGAIN, index, range_set, request)
+        raise _exhausted(index, range_set, request)
     text = format_ip(wanted.address)
     raise CniError(
         spec.TRY_AGAIN,
@@ -362,25 +378,9 @@ def _next_free(store: Store, range_set: RangeSet, pointer: bytes | None) -> byte
     return None
 
 
-def _is_full(folder: str, names: list[str], range_set: RangeSet, request: Request) -> bool:
-    """Tell whether a set has no address left, not even one that an ADD would take back from the dead."""
-    used = set(_used(Store(folder), names, range_set))
-    if len(used) < ranges.size(range_set):
-        return False
-    with Store(folder) as store:
-        reclaimable = store.reclaimable(request.attachment.network).values()
-        free = {address for addresses in reclaimable for address in addresses}
-        return not any(address in free or store.is_free(address) for address in used)
-
-
-def _used(store: Store, names: list[str], range_set: RangeSet) -> list[str]:
-    addresses = (name for name in names if leases.is_address(name) and ranges.holds(range_set, parse_ip(name)))
-    return [address for address in addresses if not store.is_free(address)]
-
-
-def _exhausted(code: int, index: int, range_set: RangeSet, request: Request) -> CniError:
+def _exhausted(index: int, range_set: RangeSet, request: Request) -> CniError:
     return CniError(
-        code,
+        spec.TRY_AGAIN,
         f"{ranges.describe(index, range_set)}: all {ranges.size(range_set)} addresses are in use",
         _how_to_free(request),
     )
@@ -421,7 +421,7 @@ def _parse_resolv_conf(text: str) -> DNS:
     return DNS(tuple(nameservers), domain, tuple(search), tuple(options))
 
 
-PLUGIN = Plugin("host-local", add=add, delete=delete, check=check, gc=gc, status=status)
+PLUGIN = Plugin("host-local", add=add, delete=delete, check=check, gc=gc, status=status, expected=expected)
 
 if __name__ == "__main__":
     main(PLUGIN)

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from cnikit.iptables import Chains
 from tests.fake_nftables import ECANCELED, FakeNftables
 
-ENOENT, EEXIST, ENODEV, EINVAL = 2, 17, 19, 22
+ENOENT, EEXIST, ENODEV, EINVAL, EXFULL = 2, 17, 19, 22, 54
+MOST_PORTS = 1023  # linux: BR_MAX_PORTS, less port 0
 
 SYSCTLS = {
     "net/ipv4/ip_forward": "0",
@@ -120,6 +121,10 @@ class FakeNamespace:
     def rules(self, table: Table) -> list[tuple[str, str]]:
         return self.nftables.rules(table)
 
+    def table_fault(self, table: Table) -> CniError | None:
+        self.nftables.table_fault(table)
+        return None
+
     def dropping(self, hook: str) -> list[tuple[str, str, str]]:
         return self.nftables.dropping.get(hook, [])
 
@@ -136,6 +141,10 @@ class FakeNamespace:
     def chains(self, version: int, table: str, variant: str = "") -> Chains:
         assert not variant, "the fake has iptables of nftables' kind only"
         return self.iptables.get((version, table), {})
+
+    def iptables_fault(self, version: int, variant: str = "") -> CniError | None:
+        assert (version in (4, 6), variant) == (True, ""), "the fake has iptables of nftables' kind only"
+        return None
 
     def legacy(self, table: str) -> list[int]:
         assert table
@@ -283,8 +292,10 @@ class FakeNamespace:
         bridge = self.present.get(what.bridge)
         if what.bridge and bridge is None:
             return ENODEV
-        mtu = what.mtu or 1500
         master = bridge.index if bridge else 0
+        if bridge and sum(port.master == master for port in self.present.values()) == MOST_PORTS:
+            return EXFULL
+        mtu = what.mtu or 1500
         end = Link(here, what.name, "veth", self.world.next_mac(), mtu, master=master)
         self.add(end.replace(peer=there, peer_elsewhere=True))
         mac = what.mac or self.world.next_mac()

@@ -31,6 +31,9 @@ class FakeNftables:
     def tables(self) -> set[tuple[str, str]]:
         return set(self.comments)
 
+    def table_fault(self, table: Table) -> None:
+        assert table.chains, "the fake's kernel can make any table"
+
     def rules(self, table: Table) -> list[tuple[str, str]]:
         return list(self.comments.get((table.family, table.name), []))
 

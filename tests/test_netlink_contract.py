@@ -615,7 +615,7 @@ def _acknowledged(sequence: int, errno: int = 0) -> bytes:
 @pytest.mark.parametrize(
     ("answers", "msg"),
     [
-        pytest.param((b"",), "netlink answer without a message", id="nothing"),
+        pytest.param((b"",), "netlink: the kernel gave no answer", id="nothing"),
         pytest.param((_acknowledged(1),), "netlink answer without a message", id="an acknowledgement only"),
         pytest.param((_acknowledged(1, -1),), "netlink answer has the error number -1", id="a negative errno"),
         pytest.param(

@@ -13,14 +13,17 @@ from cnikit.netlink import conntrack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
+    from cnikit.netlink.codec import Message
     from cnikit.netlink.conntrack import Flow
     from cnikit.objects import Change, Object, Refusal
 
 # Reading this many entries takes as long as the kernel takes to look through its table once more (9 ms at the usual
 # 262,144 buckets, whatever is in them).
 _ENTRIES_PER_DUMP = 1000
+# How often more flows than are listed at a time are listed and deleted.
+_PARTS = 16
 
 
 def change(changes: Sequence[Change], fd: int | None) -> list[Refusal | None]:
@@ -60,7 +63,7 @@ class Conntrack:
     """The entries of the namespace it is opened in."""
 
     def __init__(self) -> None:
-        self._socket = Socket(NETLINK_NETFILTER)
+        self._socket = Socket(NETLINK_NETFILTER, "conntrack")
 
     def close(self) -> None:
         """Close the socket."""
@@ -71,20 +74,26 @@ class Conntrack:
 
         One that is gone meanwhile, or is the kernel's to keep, is no error.
         """
-        address = parse_ip(flows.address) if flows.address else b""
         apart = len(flows.ports) == 1 or entries > _ENTRIES_PER_DUMP * len(flows.ports)
-        asked = flows.ports if apart else (0,)
-        found = [
-            conntrack.flow(body) for port in asked for body in self._socket.dump(conntrack.dump_udp(flows.family, port))
-        ]
-        ports = frozenset(flows.ports)
-        self._delete(flow for flow in found if flow.port in ports and address in (b"", flow.address))
+        ports, address = frozenset(flows.ports), parse_ip(flows.address) if flows.address else b""
+        for port in flows.ports if apart else (0,):
+            self._delete(
+                conntrack.dump_udp(flows.family, port),
+                lambda flow: flow.port in ports and address in (b"", flow.address),
+            )
 
     def forget_targets(self, af: int, addresses: Collection[bytes]) -> None:
         """Delete the entries of flows that are led to one of these addresses, in the same way."""
-        found = map(conntrack.flow, self._socket.dump(conntrack.dump_udp(af)))
-        self._delete(flow for flow in found if flow.target in addresses)
+        self._delete(conntrack.dump_udp(af), lambda flow: flow.target in addresses)
 
-    def _delete(self, flows: Iterable[Flow]) -> None:
-        # Before Linux 5.8 other protocols are listed, too.
-        self._socket.exchange([conntrack.delete(flow) for flow in flows if flow.protocol == IPPROTO_UDP])
+    def _delete(self, listed: Message, wanted: Callable[[Flow], bool]) -> None:
+        def is_wanted(body: bytes) -> bool:
+            flow = conntrack.flow(body)
+            # Before Linux 5.8 other protocols are listed, too.
+            return flow.protocol == IPPROTO_UDP and wanted(flow)
+
+        for _ in range(_PARTS):
+            listing = self._socket.listed(listed, is_wanted)
+            self._socket.exchange([conntrack.delete(conntrack.flow(body)) for body in listing.bodies])
+            if not listing.cut:
+                break

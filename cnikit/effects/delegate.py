@@ -17,6 +17,8 @@ from cnikit.fields import Fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cnikit.plugin import Plugin
     from cnikit.request import Request
 
@@ -47,6 +49,16 @@ def serve(request: Request, verb: str) -> result.Result | None:
         if verb == "ADD":
             _release(path, kind, request)
         raise
+
+
+def expected(request: Request) -> Iterable[tuple[result.IP, ...]]:
+    """Return the addresses that the next ADD may be given, all of one ADD together, as far as our own plugin can tell.
+
+    Raises CniError.
+    """
+    kind = ipam_type(request)
+    own = _own_plugin(kind, find(kind, request.path)) if kind else None
+    return own.expected(request) if own else ((),)
 
 
 def _release(path: str, kind: str, request: Request) -> None:

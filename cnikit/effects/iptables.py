@@ -154,6 +154,16 @@ def has_legacy() -> bool:
     return bool(path) and b"(legacy)" in process.run(path, ["iptables", "-V"], {}, b"", limit.share())[1]
 
 
+def fault(version: int, variant: str) -> CniError | None:
+    """Return why a family's rules cannot be made, None when there is a program that can, or no such family here."""
+    try:
+        if not _is_absent(version):
+            find(f"{PROGRAMS[version]}{variant}-restore")
+    except CniError as e:
+        return e
+    return None
+
+
 def find(program: str) -> str:
     """Return the file of a program. Raises CniError (7)."""
     path = _found(program)

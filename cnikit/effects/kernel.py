@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cnikit.effects.iptables import Iptables
-    from cnikit.effects.nftables import Nftables
+    from cnikit.effects.nftables import Nftables, NoNftables
     from cnikit.iptables import Chains
     from cnikit.netlink.codec import Message
     from cnikit.netlink.nftables import Element, Table
@@ -63,7 +63,7 @@ class Kernel:
         self._container = container
         with netns.Inside(fd):
             self._socket = Socket()
-        self._nftables: Nftables | None = None
+        self._nftables: Nftables | NoNftables | None = None
         self._iptables: dict[str, Iptables] = {}
         self._links: dict[str, Link] = {}
         self._addresses: dict[str, list[BoundAddress]] = {}
@@ -158,18 +158,22 @@ class Kernel:
                 return ""
             raise CniError(spec.IO_FAILURE, f"/proc/sys/kernel/random/boot_id: {e.strerror}") from None
 
-    def nftables(self) -> Nftables:
+    def nftables(self) -> Nftables | NoNftables:
         """Return the namespace's nftables ruleset."""
         if self._nftables is None:
-            from cnikit.effects.nftables import Nftables
+            from cnikit.effects.nftables import open_nftables
 
             with netns.Inside(self._fd):
-                self._nftables = Nftables()
+                self._nftables = open_nftables()
         return self._nftables
 
     def tables(self) -> frozenset[tuple[str, str]]:
         """Return family and name of all nftables tables there are."""
         return self.nftables().tables()
+
+    def table_fault(self, table: Table) -> CniError | None:
+        """Return why an nftables table of ours cannot be made, None when it can be, or is there."""
+        return self.nftables().table_fault(table)
 
     def rules(self, table: Table) -> list[tuple[str, str]]:
         """Return chain and comment of the rules of a table."""
@@ -209,6 +213,12 @@ class Kernel:
     def chains(self, version: int, table: str, variant: str = "") -> Chains:
         """Return the rules of each chain of an iptables table."""
         return self.iptables(variant).chains(version, table)
+
+    def iptables_fault(self, version: int, variant: str = "") -> CniError | None:
+        """Return why iptables rules of a family cannot be made, None when there is a program for it."""
+        from cnikit.effects import iptables
+
+        return iptables.fault(version, variant)
 
     def legacy(self, table: str) -> list[int]:
         """Return the families (4, 6) that have a table of the legacy iptables, if there is a program to tell more."""

@@ -14,13 +14,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cnikit.effects.nftables import Nftables
+    from cnikit.effects.nftables import Nftables, NoNftables
     from cnikit.objects import Change
 
 _PLACES = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft")
 
 
-def change(changes: Sequence[Change], fd: int | None, ruleset: Nftables) -> list[Refusal | None]:
+def change(changes: Sequence[Change], fd: int | None, ruleset: Nftables | NoNftables) -> list[Refusal | None]:
     """Make rules with nft, each change by itself, or delete them by their comment. See objects.Namespace."""
     outcomes: list[Refusal | None] = []
     for one in changes:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from posix import strerror
+
+from cnikit import spec
 from cnikit.effects import locks
 from cnikit.effects.netlink import NETLINK_NETFILTER, NetlinkError, Socket
+from cnikit.errors import CniError
 from cnikit.netlink import nftables
 from cnikit.objects import HOST, Make, Refusal, Remove
 from cnikit.ruleset import Appended, Foreign, Member, Ruleset
@@ -18,17 +22,82 @@ if TYPE_CHECKING:
 
 LOCK = "/run/cnikit-nftables.lock"
 
-ENOENT, ECANCELED = 2, 125
+EPERM, ENOENT, EACCES, EINVAL, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT, ECANCELED = 1, 2, 13, 22, 38, 93, 97, 125
+# What a socket is refused with where the kernel has no nfnetlink, or a seccomp filter keeps it away.
+_ABSENT = (EPERM, EACCES, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT)
+# What is not there: the kernel's nf_tables itself (EINVAL), or what is asked for.
+_MISSING = (ENOENT, EINVAL)
+_SUBJECT = "nftables"
+_NEEDED = "it needs nf_tables in the kernel, and a seccomp filter that lets netlink through; or choose iptables"
 _IPTABLES = ("ip", "ip6")  # the families of its tables
 _FEW = 4  # chains that are asked for by name; of more, all are listed
 BEGIN, END = (nftables.boundary(kind) for kind in (nftables.NFNL_MSG_BATCH_BEGIN, nftables.NFNL_MSG_BATCH_END))
+
+
+def open_nftables() -> Nftables | NoNftables:
+    """Return the ruleset of the namespace we are in. Raises NetlinkError."""
+    try:
+        return Nftables()
+    except NetlinkError as e:
+        if e.errno not in _ABSENT:
+            raise
+        e.details = _NEEDED
+        return NoNftables(e)
+
+
+class NoNftables:
+    """The ruleset where nfnetlink is missing or refused: there is nothing in it, and nothing can be put into it."""
+
+    def __init__(self, error: NetlinkError) -> None:
+        self._error = error
+
+    def close(self) -> None:
+        """Have nothing to close."""
+
+    def table_fault(self, _: Table) -> CniError:
+        """Return why a table cannot be made."""
+        return self._error
+
+    def rules(self, _: Table) -> list[tuple[str, str]]:
+        """Return no rules."""
+        return []
+
+    def tables(self) -> frozenset[tuple[str, str]]:
+        """Return no tables."""
+        return frozenset()
+
+    def chains_there(self, *_: object) -> set[str]:
+        """Return no chains."""
+        return set()
+
+    def dropping(self, _: str) -> list[tuple[str, str, str]]:
+        """Return no chains."""
+        return []
+
+    def elements(self, *_: object) -> list[Element]:
+        """Return no elements."""
+        return []
+
+    def element(self, *_: object) -> Element | None:
+        """Return no element."""
+        return None
+
+    def held(self, _: object) -> list[Element]:
+        """Return no elements."""
+        return []
+
+    def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
+        """Remove what is not there. Raises NetlinkError for what is to be made."""
+        if all(map(_is_removal, changes)):
+            return [None for _ in changes]
+        raise self._error
 
 
 class Nftables:
     """The ruleset of the namespace it is opened in."""
 
     def __init__(self) -> None:
-        self._socket = Socket(NETLINK_NETFILTER)
+        self._socket = Socket(NETLINK_NETFILTER, _SUBJECT)
         self._tables: frozenset[tuple[str, str]] | None = None
 
     def close(self) -> None:
@@ -40,6 +109,19 @@ class Nftables:
         if self._tables is None:
             self._tables = frozenset(nftables.table_name(body) for body in self._dump(nftables.dump_tables()))
         return self._tables
+
+    def table_fault(self, table: Table) -> CniError | None:
+        """Return why a table of ours cannot be made, None when it can be, or is there.
+
+        Tried with a transaction without an end, which the kernel works through and drops; `nft -c` does the same.
+        """
+        if self.rules(table):
+            return None
+        failed = self._socket.batch(BEGIN, self._messages(Make(Ruleset(HOST, table.name, table))), None)
+        for errno in failed.values():
+            why = f"table {table.family} {table.name} cannot be made: {strerror(errno)}"
+            return CniError(spec.KERNEL_REFUSED, f"{_SUBJECT}: {why}", _NEEDED)
+        return None
 
     def rules(self, table: Table) -> list[tuple[str, str]]:
         """Return chain and comment of the rules of a table, none when there is no such table."""
@@ -53,6 +135,9 @@ class Nftables:
             return {one.name for one in listed if one.family in _IPTABLES and one.table == table and one.name in names}
         asked = [(family, name) for name in names for family in families]
         answers = self._socket.exchange([nftables.get_chain(family, table, name) for family, name in asked])
+        for answer in answers:
+            if answer.errno not in (0, ENOENT):
+                raise NetlinkError(answer.errno, answer.why, _SUBJECT)
         return {name for (_, name), answer in zip(asked, answers, strict=True) if answer.errno == 0}
 
     def dropping(self, hook: str) -> list[tuple[str, str, str]]:
@@ -70,13 +155,13 @@ class Nftables:
         for held in table.sets:
             for body in self._dump(nftables.dump_elements(table, held.name)):
                 found += nftables.elements(table, held.name, body, prefix)
-        return found
+        return list(dict.fromkeys(found))
 
     def _dump(self, message: Message) -> list[bytes]:
         try:
             return self._socket.dump(message)
         except NetlinkError as e:
-            if e.errno != ENOENT:
+            if e.errno not in _MISSING:
                 raise
             return []
 
@@ -90,7 +175,7 @@ class Nftables:
         found: list[Element] = []
         for (table, wanted), answer in zip(asked, self._socket.exchange(messages), strict=True):
             if answer.errno not in (0, ENOENT):
-                raise NetlinkError(answer.errno, answer.why)
+                raise NetlinkError(answer.errno, answer.why, _SUBJECT)
             found += nftables.elements(table, wanted.set, answer.body) if answer.errno == 0 else []
         return found
 
