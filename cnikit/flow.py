@@ -98,7 +98,7 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
     with open_world(request) as world:
         ends = _new_ends(request, world)
         preflight(kind.plan(conf, Result(), ends), world)
-        leases = _leases(request) if ipam else Result()
+        leases = _leases(request.replace(cookie=world[CONTAINER].cookie())) if ipam else Result()
         added: list[Object] = []
         try:
             leases = kind.settle(conf, leases)

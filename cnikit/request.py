@@ -32,6 +32,7 @@ class Request(Value):
     config: Fields
     stdin: bytes  # the configuration as it came, for delegates
     environ: Mapping[str, str]  # as the runtime gave it, for delegates
+    cookie: int = 0  # of netns, where the plugin that delegates has looked: SO_NETNS_COOKIE
 
     def prev_result(self) -> result.Result | None:
         """Return prevResult, None when there is none. Raises CniError when it cannot be read."""

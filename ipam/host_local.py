@@ -50,7 +50,7 @@ address left, or when just that address is asked for. What is evidence for it is
 | --- | --- |
 | it is from before this boot | kernel.random.boot_id |
 | its owner is gone, and 5 minutes have passed since the ADD | |
-| - its network namespace is gone | inode number of CNI_NETNS; no thread is in it, and it is mounted nowhere |
+| - its network namespace is gone | inode number and cookie of CNI_NETNS; no thread is in it, it is mounted nowhere |
 | - and its tag is gone | no link of the host's has the ifalias cni:NETWORK/CONTAINER/IFNAME |
 | it never was a lease | a file that holds no owner, or what is no file |
 
@@ -288,7 +288,7 @@ def _read_wanted(text: str, source: str, code: int) -> Wanted:
 
 def _lease(store: Store, request: Request, sets: tuple[RangeSet, ...], wanted: dict[int, Wanted]) -> tuple[IP, ...]:
     container, ifname = request.attachment.container, request.attachment.ifname
-    holder, note = leases.owner(container, ifname), leases.note("" if _ALONE else request.netns)
+    holder, note = leases.owner(container, ifname), leases.note("" if _ALONE else request.netns, request.cookie)
     former, addresses = store.find(container, ifname)
     held = [parse_ip(address) for address in addresses]
     if held:

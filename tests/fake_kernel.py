@@ -156,8 +156,11 @@ class FakeNamespace:
     def chains_there(self, table: str, names: Collection[str]) -> set[str]:
         return {name for name in names for version in (4, 6) if name in self.chains(version, table)}
 
+    def cookie(self) -> int:
+        return 1 + [*self.world.namespaces.values()].index(self)
+
     def identity(self) -> str:
-        return f"boot/{[*self.world.namespaces.values()].index(self)}"
+        return f"boot/{self.cookie()}"
 
     def has_source(self, zone: str, cidr: str) -> bool:
         if zone not in self.zones:

@@ -6,12 +6,14 @@ places of /proc's; network namespaces, processes, mounts and links are real.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,19 @@ from hypothesis import strategies as st
 
 from cnikit import hostports, iptables, leftovers, ownership, spec
 from cnikit.address import parse_ip
-from cnikit.effects import evidence, leases, netns
+from cnikit.effects import evidence, kernel, leases, netlink, netns
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError
 from cnikit.hostports import Mapping
 from cnikit.ipam import host_local
-from cnikit.objects import HOST
+from cnikit.netlink import codec, rtnetlink
+from cnikit.objects import CONTAINER, HOST
 from cnikit.plan import Add, Ensure, apply
+from cnikit.plugins import bridge
 from cnikit.request import Attachment
 from cnikit.result import IP
 from cnikit.ruleset import Ruleset
-from tests.conftest import BUILT, Call, sh
+from tests.conftest import BUILT, Call, ip, sh
 from tests.packets import reached, server, unreached
 from tests.test_leases import lease_files, write_as_reference
 
@@ -385,10 +389,221 @@ def test_who_does_not_see_all_processes_tells_nobody_dead(tmp_path: Path) -> Non
 def test_the_namespaces_there_are(host: str, container: str) -> None:
     found = evidence.namespaces()
     assert found is not None
-    assert {os.stat(path).st_ino for path in (host, container, "/proc/self/ns/net")} <= found
+    inodes = {os.stat(path).st_ino for path in (host, container, "/proc/self/ns/net")}
+    assert {os.stat(found[inode]).st_ino for inode in inodes} == inodes
     sh(f"ip netns del {os.path.basename(container)}")
     inode = os.stat(host).st_ino
     assert inode in (evidence.namespaces() or ())
+
+
+# The inode number of a namespace that is gone, given to another
+
+
+def take_number(folder: Path, dead: int, path: str) -> None:
+    """Have a namespace the inode number of a dead one, as far as the notes beside the leases tell."""
+    for link in (folder / ".owners").iterdir():
+        target = os.readlink(link)
+        link.unlink()
+        link.symlink_to(target.replace(f".{dead:x}.", f".{os.stat(path).st_ino:x}."))
+
+
+@contextmanager
+def _only_a_process(path: str) -> Iterator[None]:
+    with _a_process_in_it(path):
+        sh(f"ip netns del {os.path.basename(path)}")
+        yield
+
+
+@contextmanager
+def _only_a_mount(path: str) -> Iterator[None]:
+    there = Path("/run/a place with\tblanks and \\134")
+    there.touch()
+    sh(f"mount --bind {path} {shlex.quote(str(there))} && ip netns del {os.path.basename(path)}")
+    yield
+    sh(f"umount {shlex.quote(str(there))}")
+
+
+def attach(networks: Path, container: str, path: str) -> subprocess.CompletedProcess[bytes]:
+    """Call the built bridge, which runs host-local in its process."""
+    conf = {**config(networks), "bridge": "cni0", "isGateway": True}
+    environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0", "CNI_NETNS": path}
+    return subprocess.run(
+        [BUILT / "bridge"],
+        input=json.dumps(conf).encode(),
+        env={**environ, "CNI_PATH": str(BUILT)},
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("life", [nullcontext, _only_a_process, _only_a_mount])
+def test_a_namespace_that_has_the_number_of_a_dead_one_is_not_his(
+    machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str], life: Callable[[str], Any]
+) -> None:
+    paths = [new_container() for _ in range(5)]
+    for number, path in enumerate(paths, 1):
+        assert attach(networks, f"c{number}", path).returncode == 0
+    inode, late, another = os.stat(paths[2]).st_ino, new_container(), new_container()
+    sh(f"ip netns del {os.path.basename(paths[2])}")
+    take_number(folder, inode, another)
+    with life(another):
+        machine.runs_for(1000 + evidence.GRACE)
+        assert b'"code": 11' in attach(networks, "late", late).stdout
+        machine.runs_for(1001 + evidence.GRACE)
+        assert b"10.1.0.4/29" in attach(networks, "late", late).stdout
+    assert holders(folder) == ALL - {"c3"} | {"late"}
+
+
+@pytest.mark.parametrize("life", [_only_a_process, _only_a_mount])
+def test_the_very_namespace_is_a_sign_of_life(
+    machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str], life: Callable[[str], Any]
+) -> None:
+    paths = [new_container() for _ in range(5)]
+    for number, path in enumerate(paths, 1):
+        assert attach(networks, f"c{number}", path).returncode == 0
+    late = new_container()
+    (host_end,) = ownership.names_of("cni:net/c3/eth0")[:1]
+    sh(f"ip link del {host_end}")
+    machine.runs_for(DAY)
+    with life(paths[2]):
+        assert b'"code": 11' in attach(networks, "late", late).stdout
+        assert holders(folder) == ALL
+
+
+def test_without_a_cookie_the_number_counts(
+    machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str]
+) -> None:
+    path, another = new_container(), new_container()
+    inode = os.stat(path).st_ino
+    fill(networks, [path])
+    sh(f"ip netns del {os.path.basename(path)}")
+    take_number(folder, inode, another)
+    machine.runs_for(DAY)
+    assert refused(networks)
+    assert holders(folder) == ALL
+
+
+def test_where_the_kernel_has_no_cookie_none_is_noted(
+    machine: Machine, host: str, container: str, networks: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def old(_: netlink.Socket) -> int:
+        raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+
+    assert host
+    assert attach(networks, "c1", container).returncode == 0
+    (link,) = (folder / ".owners").iterdir()
+    noted = evidence.parse(os.readlink(link).partition(" ")[2].rpartition(".")[0])
+    with kernel.World(netns.open_netns(container)) as world:
+        assert noted
+        assert noted.cookie == world[CONTAINER].cookie() != 0
+        monkeypatch.setattr(netlink.Socket, "namespace", old)
+        assert world[CONTAINER].cookie() == 0
+        assert evidence._is_there(noted, {noted.netns: container})
+
+
+def _as_before_cookies(note: str) -> tuple[str, int, int, int] | None:
+    """Read a note as builds did that know no cookie."""
+    boot, *rest = note.split(".")
+    try:
+        host, netns, since = (int(part, 16) for part in rest)
+    except ValueError:
+        return None
+    return (boot, host, netns, since) if len(boot) == 8 else None
+
+
+@given(st.integers(0, 2**32), st.integers(1, 2**64 - 1))
+def test_builds_that_know_no_cookie_wait_longer(since: int, cookie: int) -> None:
+    read = _as_before_cookies(f"00000001.a.b.{since:x}_{cookie:x}")
+    assert read is not None
+    assert read[:3] == ("00000001", 0xA, 0xB)
+    assert read[3] >= since
+    now = evidence.parse(f"00000001.a.b.{since:x}_{cookie:x}")
+    assert now == evidence.Note("00000001", 0xA, 0xB, since, cookie)
+    assert evidence.parse(f"00000001.a.b.{since:x}") == now.replace(cookie=0)
+
+
+# Links that come and go
+
+
+@pytest.fixture
+def churn(host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have a link made, or deleted, between any two parts of an answer: no dump is whole, and the kernel says so."""
+    assert host
+    whole, other = netlink.Socket._receive, netlink.Socket()
+    made: list[str] = []
+
+    def receive(self: netlink.Socket) -> bytes:
+        if self is not other:
+            if made:
+                (found,) = other.exchange([rtnetlink.get_link(made.pop())])
+                message = rtnetlink.del_link(rtnetlink.link(found.body).index)
+            else:
+                made.append("other")
+                message = rtnetlink.new_bridge("other", b"\2\0\0\0\0\1")
+            assert [answer.errno for answer in other.exchange([message])] == [0]
+        return whole(self)
+
+    monkeypatch.setattr(netlink.Socket, "_receive", receive)
+    yield
+    other.close()
+
+
+def tagged(tags: list[str]) -> None:
+    """Make a host end with each of these tags, and its peer, which both stay here."""
+    ends = {tag: ownership.names_of(tag)[0] for tag in tags}
+    lines = [f"link add {end} type veth peer name p{n}\n" for n, end in enumerate(ends.values())]
+    lines += [f"link set {end} alias {tag}\n" for tag, end in ends.items()]
+    Path("/run/links").write_text("".join(lines))
+    sh("ip -batch /run/links")
+
+
+@pytest.mark.usefixtures("churn")
+def test_gc_while_links_come_and_go(networks: Path) -> None:
+    tagged([f"cni:net/c{number}/eth0" for number in range(50)])
+    kept = {"containerID": "c7", "ifname": "eth0"}
+    with closing(netlink.Socket()) as socket:
+        assert socket.listed(rtnetlink.dump_links()).interrupted
+    assert Call(bridge.PLUGIN, "GC", {**config(networks), "cni.dev/valid-attachments": [kept]}).succeeded()
+    assert {link["ifalias"] for link in ip("link") if "ifalias" in link} == {"cni:net/c7/eth0"}
+
+
+@pytest.mark.usefixtures("churn")
+def test_an_add_in_a_full_range_while_links_come_and_go(
+    machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str]
+) -> None:
+    path = new_container()
+    conf = config(networks, {"subnet": "10.1.0.0/24", "rangeEnd": "10.1.0.101"})
+
+    def add_one(container: str) -> Call:
+        return Call(host_local.PLUGIN, "ADD", conf, CNI_CONTAINERID=container, CNI_NETNS=path)
+
+    for number in range(100):
+        assert add_one(f"c{number}").status == 0
+    linked = {f"c{number}" for number in range(0, 100, 2)}
+    tagged([f"cni:net/{container}/eth0" for container in sorted(linked)])
+    sh(f"ip netns del {os.path.basename(path)}")
+    machine.runs_for(DAY)
+    for number in range(50):
+        assert add_one(f"late{number}").status == 0
+    assert add_one("too-late").error()[0] == spec.TRY_AGAIN
+    assert holders(folder) == linked | {f"late{number}" for number in range(50)}
+
+
+@pytest.mark.parametrize("doubt", [{"interrupted": True}, {"cut": True}])
+def test_a_dump_that_may_lack_links_proves_nothing_dead(
+    host: str, monkeypatch: pytest.MonkeyPatch, doubt: dict[str, bool]
+) -> None:
+    assert host
+    tags = [f"cni:net/c{number}/eth0" for number in range(50)]
+    tagged(tags)
+    whole = netlink.Socket.listed
+
+    def lacking(self: netlink.Socket, message: codec.Message) -> netlink.Listing:
+        return whole(self, message).replace(bodies=[], **doubt)
+
+    assert evidence.linked([*tags, "cni:net/none/eth0"]) == {*tags}
+    monkeypatch.setattr(netlink.Socket, "listed", lacking)
+    assert evidence.linked([*tags, "cni:net/none/eth0"]) == {*tags}
 
 
 # What was not written by us, or not whole
@@ -602,36 +817,22 @@ def test_in_the_same_boot_none_is_told_dead_that_another_suites_plugin_attached(
 def test_the_built_executables_heal_too(
     machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str], healed: str
 ) -> None:
-    conf = {**config(networks), "bridge": "cni0", "isGateway": True}
-
-    def attach(container: str, path: str) -> subprocess.CompletedProcess[bytes]:
-        environ = {
-            "CNI_COMMAND": "ADD",
-            "CNI_CONTAINERID": container,
-            "CNI_IFNAME": "eth0",
-            "CNI_NETNS": path,
-            "CNI_PATH": str(BUILT),
-        }
-        return subprocess.run(
-            [BUILT / "bridge"], input=json.dumps(conf).encode(), env=environ, capture_output=True, check=False
-        )
-
     paths = [new_container() for _ in range(5)]
     for number, path in enumerate(paths, 1):
-        assert attach(f"c{number}", path).returncode == 0
+        assert attach(networks, f"c{number}", path).returncode == 0
     late = new_container()
-    assert b'"code": 11' in attach("late", late).stdout
+    assert b'"code": 11' in attach(networks, "late", late).stdout
     sh(f"ip netns del {os.path.basename(paths[2])}")
     if healed == "owner":
         machine.runs_for(1000 + evidence.GRACE)
-        assert b'"code": 11' in attach("late", late).stdout
+        assert b'"code": 11' in attach(networks, "late", late).stdout
         machine.runs_for(1001 + evidence.GRACE)
-        assert b"10.1.0.4/29" in attach("late", late).stdout
+        assert b"10.1.0.4/29" in attach(networks, "late", late).stdout
         assert holders(folder) == ALL - {"c3"} | {"late"}
     else:
         sh("ip link del cni0")
         machine.reboot()
-        assert b"10.1.0.2/29" in attach("late", late).stdout
+        assert b"10.1.0.2/29" in attach(networks, "late", late).stdout
         assert holders(folder) == {"late"}
 
 

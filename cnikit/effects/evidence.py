@@ -1,12 +1,16 @@
 """Whether the container of a lease can still exist, by what was noted when it got its address.
 
-A note is BOOT.HOST.NETNS.SINCE (cnikit.effects.leases.note). A container is extinct when one of these holds:
+A note is BOOT.HOST.NETNS.SINCE_COOKIE (cnikit.effects.leases.note). A container is extinct when one of these holds:
 
 * The boot is not this one.
 * A grace period is over, and there is no sign of life: no thread is in its network namespace, it is mounted nowhere,
   and no link of the host's has the attachment's tag. This is asked only where the answer can be known: the interface
   is one of ours, which has a tagged link as long as it lives; the lease was taken in the network namespace we are in;
   and we see all processes of the machine.
+
+The inode number of a namespace that is gone is given to the next one, so on a busy node most are taken. A namespace
+that has the number is entered and asked for its cookie (SO_NETNS_COOKIE), which no other has in the same boot. Kernels
+before 5.14 have none, nor have older notes: there it counts as the container's.
 
 Whatever cannot be told is taken for alive. No time of a file and no clock that can be set is looked at.
 """
@@ -15,18 +19,21 @@ from __future__ import annotations
 
 import posix
 
-from cnikit.effects import files
-from cnikit.effects.netlink import Socket
+from cnikit import ownership
+from cnikit.effects import files, netns
+from cnikit.effects.netlink import NetlinkError, Socket
+from cnikit.errors import CniError
 from cnikit.netlink import rtnetlink
 from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
 GRACE = 300  # seconds, in which an ADD that is not finished has its link, or has been given up
 FIRST_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
-_MOST = 64 << 20  # bytes of mountinfo; a mount takes about a hundred
+ENODEV = 19
+_TOGETHER = 16  # links asked for at a time: an answer takes 4 KiB of the socket's room
 
 
 class Note(Value):
@@ -36,16 +43,22 @@ class Note(Value):
     host: int  # inode numbers of network namespaces
     netns: int  # 0 when not known, and when the interface is another suite's
     since: int  # seconds since boot
+    cookie: int  # of the second namespace; 0 when not known
 
 
 def parse(note: str) -> Note | None:
-    """Read a note, None when it is none."""
+    """Read a note, None when it is none.
+
+    Builds that know no cookie read SINCE_COOKIE as one number of hex digits: a later moment, so they wait longer.
+    """
     boot, *rest = note.split(".")
     try:
-        host, netns, since = (int(part, 16) for part in rest)
+        host, netns, last = rest
+        since, _, cookie = last.partition("_")
+        numbers = [int(part, 16) for part in (host, netns, since, cookie or "0")]
     except ValueError:
         return None
-    return Note(boot, host, netns, since) if len(boot) == 8 else None
+    return Note(boot, *numbers) if len(boot) == 8 else None
 
 
 def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
@@ -57,7 +70,7 @@ def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
     if present is None:
         return []
     gone: list[bytes] = []
-    silent: list[tuple[bytes, str, int]] = []
+    silent: list[tuple[bytes, str, Note]] = []
     for owner, tag, note in noted:
         then = parse(note)
         if then is None:
@@ -65,25 +78,77 @@ def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
         if then.boot != present.boot:
             gone.append(owner)
         elif then.netns and then.host == present.host and present.since - then.since > GRACE:
-            silent.append((owner, tag, then.netns))
+            silent.append((owner, tag, then))
     inhabited = namespaces() if silent else None
     if inhabited is None:
         return gone
-    tags = _tags()
-    return gone + [owner for owner, tag, netns in silent if netns not in inhabited and tag not in tags]
+    alive = linked([tag for _, tag, _ in silent])
+    return gone + [owner for owner, tag, then in silent if tag not in alive and not _is_there(then, inhabited)]
 
 
-def _tags() -> set[str]:
+def _is_there(then: Note, inhabited: dict[int, str]) -> bool:
+    """Tell whether the container's namespace may be one of these."""
+    place = inhabited.get(then.netns)
+    if place is None:
+        return False
+    cookie = _cookie(place, then.netns) if then.cookie else 0
+    return cookie in (0, then.cookie)
+
+
+def _cookie(place: str, inode: int) -> int:
+    """Return the cookie of the namespace with that inode number, 0 when it cannot be told."""
+    try:
+        fd = netns.open_netns(place)
+        try:
+            if posix.fstat(fd).st_ino != inode:
+                return 0  # Another has come there since.
+            with netns.Inside(fd):
+                socket = Socket()
+            try:
+                return socket.namespace()
+            finally:
+                socket.close()
+        finally:
+            posix.close(fd)
+    except (CniError, OSError):
+        return 0
+
+
+def linked(tags: Collection[str]) -> set[str]:
+    """Return which of these tags a link of the host's has. Raises CniError (100).
+
+    A dump that was interrupted by a change proves nothing dead: what it lacks is looked up by its host end's names.
+    """
     socket = Socket()
     try:
-        return {rtnetlink.link(body).alias for body in socket.dump(rtnetlink.dump_links())}
+        listing = socket.listed(rtnetlink.dump_links())
+        found = {rtnetlink.link(body).alias for body in listing.bodies}.intersection(tags)
+        if listing.interrupted or listing.cut:
+            found.update(_looked_up(socket, [tag for tag in tags if tag not in found]))
+        return found
     finally:
         socket.close()
 
 
-def namespaces(proc: str = "/proc") -> set[int] | None:
-    """Return the inode numbers of network namespaces that are mounted or have threads, None when not all are seen."""
-    found: set[int] = set()
+def _looked_up(socket: Socket, tags: list[str]) -> Iterator[str]:
+    names = [(tag, name) for tag in tags for name in ownership.names_of(tag)]
+    for start in range(0, len(names), _TOGETHER):
+        asked = names[start : start + _TOGETHER]
+        for (tag, _), answer in zip(
+            asked, socket.exchange([rtnetlink.get_link(name) for _, name in asked]), strict=True
+        ):
+            if answer.errno == 0 and rtnetlink.link(answer.body).alias == tag:
+                yield tag
+            elif answer.errno not in (0, ENODEV):
+                raise NetlinkError(answer.errno, answer.why)
+
+
+def namespaces(proc: str = "/proc") -> dict[int, str] | None:
+    """Return the network namespaces that are mounted or have threads: a path to each by its inode number.
+
+    None when not all are seen.
+    """
+    found: dict[int, str] = {}
     views: set[tuple[int, ...]] = set()  # mountinfo has what is mounted in a mount namespace, below a root
     try:
         if posix.stat(f"{proc}/self/ns/pid").st_ino != FIRST_PID_NAMESPACE:
@@ -92,11 +157,11 @@ def namespaces(proc: str = "/proc") -> set[int] | None:
             if pid == "1":
                 continue  # In no container; and it may have capabilities that keep us from looking.
             try:
-                found |= _inhabited(f"{proc}/{pid}/task")
+                found.update(_inhabited(f"{proc}/{pid}/task"))  # a better way in than a mount, which may be covered
                 mounts, root = posix.stat(f"{proc}/{pid}/ns/mnt"), posix.stat(f"{proc}/{pid}/root")
                 view = (mounts.st_ino, root.st_dev, root.st_ino)
                 if view not in views:
-                    found |= _mounted(f"{proc}/{pid}/mountinfo")
+                    found = {**dict(_mounted(f"{proc}/{pid}")), **found}
                     views.add(view)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # It has just ended.
@@ -105,21 +170,23 @@ def namespaces(proc: str = "/proc") -> set[int] | None:
     return found
 
 
-def _inhabited(tasks: str) -> set[int]:
-    """Return the network namespaces that the threads of a process are in."""
-    found = set()
+def _inhabited(tasks: str) -> Iterator[tuple[int, str]]:
+    """Yield the network namespaces that the threads of a process are in."""
     for task in posix.listdir(tasks):
+        place = f"{tasks}/{task}/ns/net"
         try:
-            found.add(posix.stat(f"{tasks}/{task}/ns/net").st_ino)
+            yield posix.stat(place).st_ino, place
         except (FileNotFoundError, ProcessLookupError):
             continue  # It has just ended.
-    return found
 
 
-def _mounted(mountinfo: str) -> set[int]:
-    """Return the network namespaces that are mounted: their root is "net:[4026532567]" (proc_pid_mountinfo(5))."""
-    text = files.read(mountinfo, most=_MOST)
-    if len(text) >= _MOST:
-        raise ValueError(f"{mountinfo} is too long")
-    words = text.split()
-    return {int(word[5:-1]) for word in words if word.startswith(b"net:[") and word.endswith(b"]")}
+def _mounted(process: str) -> Iterator[tuple[int, str]]:
+    """Yield the network namespaces that are mounted: their root is "net:[4026532567]" (proc_pid_mountinfo(5))."""
+    for line in files.lines(f"{process}/mountinfo"):
+        _, _, _, root, place, *_ = line.split(b" ")
+        if root.startswith(b"net:[") and root.endswith(b"]"):
+            # Blanks and the like are in octal.
+            shown = place.decode("utf-8", "surrogateescape")
+            first, *escaped = shown.split("\\")
+            shown = first + "".join(chr(int(part[:3], 8)) + part[3:] for part in escaped)
+            yield int(root[5:-1]), f"{process}/root{shown}"

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from cnikit.objects import Change, Object
     from cnikit.request import Request
 
-ENOENT, ESRCH, EEXIST, ENODEV, ENOPROTOOPT, EADDRNOTAVAIL, ETIMEDOUT = 2, 3, 17, 19, 92, 99, 110
+ENOENT, ESRCH, EEXIST, ENODEV, EADDRNOTAVAIL, ETIMEDOUT = 2, 3, 17, 19, 99, 110
 _MISSING = (ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL)
 
 # Seconds. A veth has its carrier in a millisecond, DAD ends after 1 to 2 s.
@@ -105,7 +105,8 @@ class Kernel:
 
     def links(self) -> list[Link]:
         """Return all links."""
-        return [rtnetlink.link(body) for body in self._socket.dump(rtnetlink.dump_links())]
+        found = (rtnetlink.link(body) for body in self._socket.dump(rtnetlink.dump_links()))
+        return list({link.index: link for link in found}.values())
 
     def addresses(self, name: str) -> list[BoundAddress]:
         """Return the addresses of a link."""
@@ -146,16 +147,22 @@ class Kernel:
         link = self.link(place[0]) if place else None
         return devconf.value(link, *place[1:]) if place and link else ""
 
+    def cookie(self) -> int:
+        """Return the number that only this namespace has until the next boot, 0 before Linux 5.14, which has none."""
+        try:
+            return self._socket.namespace()
+        except OSError:
+            return 0
+
     def identity(self) -> str:
         """Return what only this namespace is called, even after it is gone; "" before Linux 5.14, which has no such.
 
         Raises CniError (5).
         """
+        cookie = self.cookie()
         try:
-            return f"{sysctl.read('kernel/random/boot_id')}/{self._socket.namespace()}"
+            return f"{sysctl.read('kernel/random/boot_id')}/{cookie}" if cookie else ""
         except OSError as e:
-            if e.errno == ENOPROTOOPT:
-                return ""
             raise CniError(spec.IO_FAILURE, f"/proc/sys/kernel/random/boot_id: {e.strerror}") from None
 
     def nftables(self) -> Nftables | NoNftables:

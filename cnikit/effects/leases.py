@@ -384,11 +384,12 @@ def _is_folder(status: stat_result) -> bool:
     return status.st_mode & 0o170000 == 0o040000
 
 
-def note(netns: str) -> str:
+def note(netns: str, cookie: int = 0) -> str:
     """Return BOOT.HOST.NETNS.SINCE for a container's namespace, as cnikit.effects.evidence reads it; "" without /proc.
 
     In hex: the beginning of the boot's id, the inode numbers of this process's network namespace and of the
-    container's (0 when it is none), and the seconds since boot, which no change of the clock moves.
+    container's (0 when it is none), and the seconds since boot, which no change of the clock moves. Behind them _COOKIE
+    where the namespace's is known.
     """
     try:
         boot, uptime = files.read("/proc/sys/kernel/random/boot_id"), files.read("/proc/uptime")
@@ -400,7 +401,8 @@ def note(netns: str) -> str:
         inside = there.st_ino if there.st_dev == here.st_dev else 0
     except (OSError, ValueError):
         inside = 0
-    return f"{boot[:8].decode()}.{here.st_ino:x}.{inside:x}.{int(uptime.partition(b'.')[0]):x}"
+    since = f"{int(uptime.partition(b'.')[0]):x}"
+    return f"{boot[:8].decode()}.{here.st_ino:x}.{inside:x}.{f'{since}_{cookie:x}' if cookie and inside else since}"
 
 
 def _read_link(path: str) -> tuple[tuple[str, ...], str, str]:
