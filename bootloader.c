@@ -51,6 +51,7 @@ __attribute__((constructor)) static void
 prepare(void)
 {
     signal(SIGPIPE, SIG_IGN); /* as the interpreter's other half would */
+    signal(SIGXFSZ, SIG_IGN); /* the same: a file that becomes too long is an error to tell */
     signal(SIGCHLD, SIG_DFL); /* who ignores it, as a caller may, cannot wait for children */
     PyImport_AppendInittab("_bootloader", new_module);
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cnikit import jsontext, spec
+from cnikit.effects import files
 from cnikit.errors import CniError, invalid_environment
 from cnikit.fields import Fields
 from cnikit.networks import Network
@@ -100,7 +101,7 @@ class Cache:
         file = self._file(network.name, attachment)
         data = jsontext.encode(_document(network, attachment, result), indent=None).encode()
         try:
-            self._results.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_folder(str(self._results), 0o700)
             _replace(file, data)
         except OSError as e:
             raise CniError(spec.IO_FAILURE, f"{file}: {e.strerror}", "the result cannot be cached") from None
@@ -122,7 +123,7 @@ class Cache:
 
     def _files(self) -> Iterator[Path]:
         try:
-            names = sorted(os.listdir(self._results))
+            names = sorted(files.listing(str(self._results)))
         except FileNotFoundError:
             names = []
         except OSError as e:
@@ -148,7 +149,7 @@ def _document(network: Network, attachment: Attachment, result: Mapping[str, Any
 
 def _read(file: Path) -> Cached | None:
     try:
-        raw = jsontext.decode(file.read_bytes())
+        raw = jsontext.decode(files.read(str(file)))
     except (OSError, ValueError):
         return None
     if not isinstance(raw, dict):
@@ -198,6 +199,7 @@ def _replace(file: Path, data: bytes) -> None:
     handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(handle, "wb") as out:
+            os.fchmod(handle, 0o600)  # whatever the umask
             out.write(data)
             out.flush()
             os.fsync(out.fileno())

@@ -28,6 +28,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from cnikit import spec
+from cnikit.effects import files
 from cnikit.effects.locks import holder
 from cnikit.errors import CniError
 
@@ -81,7 +82,7 @@ class Exclusion:
     def _locked(self, name: str, how: int, until: float) -> Iterator[None]:
         path = self._folder / name
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_folder(str(self._folder), 0o700)
             fd = self._wait_for(path, how, until)
         except OSError as e:
             raise CniError(spec.IO_FAILURE, f"{path}: {e.strerror}", "it is a lock") from None
@@ -102,7 +103,7 @@ class Exclusion:
     def _wait_for(self, path: Path, how: int, until: float) -> int:
         pause = 0.001
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = files.make(str(path), os.O_RDWR)
             try:
                 if _try(fd, how) and _is_there(path, fd):
                     return fd

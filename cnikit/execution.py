@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
 from cnikit import jsontext, spec
-from cnikit.effects import limit
+from cnikit.effects import limit, process
 from cnikit.errors import CniError
 from cnikit.main import without_bootloader
 
@@ -34,38 +33,30 @@ def run(
     the message beginning with the plugin's type, with the code the plugin gave.
     """
     environ = {**without_bootloader(os.environ), **dict.fromkeys(spec.VARIABLES, ""), **variables}
-    process = _execute(kind, find(kind, path), stdin, environ, kept_open)
-    stderr = process.stderr.decode("utf-8", "backslashreplace")
-    if process.returncode == 0:
+    status, stdout, said_beside = _execute(kind, find(kind, path), stdin, environ, kept_open)
+    stderr = said_beside.decode("utf-8", "backslashreplace")
+    if status == 0:
         sys.stderr.write(stderr)
-        return process.stdout
-    error = _error_object(kind, process.stdout)
+        return stdout
+    error = _error_object(kind, stdout)
     if error:
         sys.stderr.write(stderr)
         raise error
-    said = (stderr.strip(), process.stdout.decode("utf-8", "backslashreplace").strip())
-    raise CniError(
-        spec.DELEGATE_FAILED, f"{kind}: {_ending(process.returncode)}", "; ".join(text for text in said if text)
-    )
+    said = (stderr.strip(), stdout.decode("utf-8", "backslashreplace").strip())
+    raise CniError(spec.DELEGATE_FAILED, f"{kind}: {_ending(status)}", "; ".join(text for text in said if text))
 
 
 def _execute(
     kind: str, file: str, stdin: bytes, environ: Mapping[str, str], kept_open: Sequence[int]
-) -> subprocess.CompletedProcess[bytes]:
+) -> tuple[int, bytes, bytes]:
     # Ours end in half of that by themselves, and say what they waited for.
     patience = 2 * limit.seconds(environ)
     try:
-        return subprocess.run(
-            [file],
-            input=stdin,
-            capture_output=True,
-            env=environ,
-            check=False,
-            pass_fds=tuple(kept_open),
-            timeout=patience,
-        )
-    except subprocess.TimeoutExpired:
+        return process.run(file, [file], environ, stdin, patience, kept_open=kept_open)
+    except TimeoutError:
         raise CniError(spec.TRY_AGAIN, f"{kind}: {file} gave no answer in {patience:g} s and was killed") from None
+    except process.TooMuchError as e:
+        raise CniError(spec.DELEGATE_FAILED, f"{kind}: {file} {e.strerror}") from None
     except OSError as e:
         raise CniError(spec.IO_FAILURE, f"{kind}: {file} cannot be executed: {e.strerror}") from None
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cnikit.plugin import Plugin
 
 
+ENOMEM, ENFILE, EMFILE = 12, 23, 24
+
 # Bytes on stdin: a GC that lists 10,000 attachments, say. As values they take 30 times the room.
 MOST = 1 << 20
 
@@ -91,7 +93,22 @@ def _respond(
     except CniError as e:
         return Response(1, jsontext.encode(e.document(version)))
     except BaseException as e:
-        return _internal_error(plugin, e, version)
+        exhausted = _exhausted(plugin, e)
+        return (
+            Response(1, jsontext.encode(exhausted.document(version)))
+            if exhausted
+            else _internal_error(plugin, e, version)
+        )
+
+
+def _exhausted(plugin: Plugin, e: BaseException) -> CniError | None:
+    """Return the error for what can happen anywhere and is no bug, to an import, say: there is no more room."""
+    if isinstance(e, MemoryError):
+        return CniError(spec.IO_FAILURE, f"{plugin.name}: {posix.strerror(ENOMEM)}")
+    if isinstance(e, OSError) and e.errno in (ENOMEM, ENFILE, EMFILE):
+        what = f"{e.filename}: " if e.filename else ""
+        return CniError(spec.IO_FAILURE, f"{plugin.name}: {what}{posix.strerror(e.errno)}")
+    return None
 
 
 def about(plugin: Plugin) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cnikit import jsontext, spec
+from cnikit.effects import files
 from cnikit.errors import CniError
 from cnikit.fields import Fields, type_name
 
@@ -85,7 +86,7 @@ def read(file: Path) -> Network:
 
 
 def _whole(file: Path) -> Network:
-    data = file.read_bytes()
+    data = files.read(str(file))
     return parse(data, _separate(file, Fields(_decode(data))))
 
 
@@ -96,14 +97,14 @@ def _separate(file: Path, f: Fields) -> list[dict[str, Any]]:
         return []
     folder = file.parent / _name(f)
     try:
-        files = sorted(one for one in folder.iterdir() if one.suffix == ".conf" and not one.is_dir())
+        listed = sorted(folder / name for name in files.listing(str(folder)))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [_named(one, _separate_plugin) for one in files]
+    return [_named(one, _separate_plugin) for one in listed if one.suffix == ".conf" and not one.is_dir()]
 
 
 def _separate_plugin(file: Path) -> dict[str, Any]:
-    raw = _decode(file.read_bytes())
+    raw = _decode(files.read(str(file)))
     _plugin(Fields(raw), raw)
     return raw
 
@@ -145,12 +146,14 @@ def parse(data: bytes, separate: Sequence[Mapping[str, Any]] = ()) -> Network:
 
 def _files(folder: Path) -> list[Path]:
     try:
-        files = [file for file in folder.iterdir() if file.suffix in _SUFFIXES and not file.is_dir()]
+        found = [folder / name for name in files.listing(str(folder)) if Path(name).suffix in _SUFFIXES]
     except OSError as e:
         raise CniError(
             spec.IO_FAILURE, f"{folder}: {e.strerror}", "network configurations are looked for there (NETCONFPATH)"
         ) from None
-    return sorted(files, key=lambda file: (file.suffix != ".conflist", file.name))
+    return sorted(
+        (file for file in found if not file.is_dir()), key=lambda file: (file.suffix != ".conflist", file.name)
+    )
 
 
 def _decode(data: bytes) -> dict[str, Any]:

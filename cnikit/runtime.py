@@ -28,7 +28,7 @@ from typing import Any
 
 from cnikit import execution, jsontext, request, result, spec
 from cnikit.attachments import DEFAULT_FOLDER, Attachment, Cache, Cached
-from cnikit.effects import netns, notes
+from cnikit.effects import files, netns, notes
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_environment
 from cnikit.exclusion import PATIENCE, Exclusion
@@ -336,7 +336,8 @@ def _own(kind: str, file: str) -> OwnPlugin | None:
     real = Path(os.path.realpath(file))
     runtime = Path(sys.prefix).name if hasattr(sys, "frozen") else ".cnikit-*"
     entry = f"{kind} {real.stat().st_size}"
-    if not any(entry in listed.read_text().split("\n") for listed in real.parent.glob(f"{runtime}/executables")):
+    lists = (files.read(str(listed)).decode() for listed in real.parent.glob(f"{runtime}/executables"))
+    if not any(entry in listed.split("\n") for listed in lists):
         return None
     try:
         module = importlib.import_module("cnikit.plugins." + kind.replace("-", "_"))

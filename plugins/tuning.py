@@ -39,10 +39,12 @@ Result: prevResult, with the MAC address of CNI_IFNAME and, where it lists one o
 
 ADD first writes the values it finds to dataDir/CONTAINERID_IFNAME.json, as the reference does (cnikit/effects/backup.py
 describes the file, which each can read); a repeated ADD keeps those of the first. When it fails it takes back what it
-did. DEL puts all back and removes the file. It needs dataDir and nothing else of the configuration, and nothing is
-amiss when namespace or interface are gone. Another interface that has come to have the name is not touched. A sysctl
-that cannot be read (some can only be written) is not put back. CHECK compares everything configured. GC removes the
-files of this network's attachments that are gone.
+did. DEL puts all back and removes the file. What it cannot put back is an error once; the next DEL tries once more and
+then gives up, with a line on stderr. It needs dataDir and nothing else of the configuration, and nothing is amiss when
+namespace or interface are gone. Another interface that has come to have the name is not touched. A sysctl that cannot
+be read (some can only be written) is not put back. A file that another user may have written, by its owner and mode or
+those of a folder above it, is not followed, and ADD refuses to keep values there. CHECK compares everything configured.
+GC removes the files of this network's attachments that are gone.
 
 Unlike the reference: sysctls are put back; DEL says what it could not put back, and leaves no file behind; promisc can
 be set to false; CHECK compares MAC addresses and sysctls by what they mean (case, blanks), and promisc only when it is
@@ -53,7 +55,7 @@ from __future__ import annotations
 
 from cnikit import chained, configure, jsontext, result, spec
 from cnikit.address import format_mac, parse_mac
-from cnikit.effects import backup, files
+from cnikit.effects import backup, files, notes
 from cnikit.effects.backup import Backup
 from cnikit.effects.kernel import World, open_world
 from cnikit.effects.sysctl import is_net
@@ -358,10 +360,28 @@ def delete(request: Request) -> None:
     kept = backup.load(path)
     if kept and not _is_of(kept, request.attachment):
         return
-    faults = _restore(kept, request) if kept else []
-    if faults:
+    faults = _put_back(kept, request) if kept else []
+    if faults and kept and not kept.failed:
+        _note_failure(path, kept)
         raise collected(faults, "DEL")
+    for fault in faults:
+        notes.say(f"not put back: {fault}")
     backup.forget(path)
+
+
+def _put_back(kept: Backup, request: Request) -> list[CniError]:
+    try:
+        return _restore(kept, request)
+    except CniError as e:
+        return [e]
+
+
+def _note_failure(path: str, kept: Backup) -> None:
+    """Have the next DEL be the last one that tries: as long as it fails the runtime keeps the container."""
+    try:
+        backup.save(path, kept.replace(failed=True))
+    except CniError:
+        return
 
 
 def _restore(kept: Backup, request: Request) -> list[CniError]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cnikit import request
-from cnikit.effects import delegate, process
+from cnikit.effects import delegate, files, process
 from cnikit.errors import CniError
 from cnikit.request import Request
 from cnikit.result import IP, Result
@@ -70,7 +70,7 @@ def test_a_stderr_nobody_reads_is_no_reason_to_fail(tmp_path: Path, monkeypatch:
         raise BrokenPipeError(fd, data)
 
     given = asked(str(tmp_path), {"type": "fake"})
-    monkeypatch.setattr(process, "_fill", lambda *_: None)
+    monkeypatch.setattr(files, "write", lambda *_: None)
     monkeypatch.setattr(posix, "write", broken)
     assert delegate.serve(given, "DEL") is None
 

@@ -19,9 +19,33 @@ def test_a_file_is_read_whole(tmp_path: Path, size: int) -> None:
     assert files.read(str(tmp_path / "file")) == content
 
 
-def test_of_a_longer_one_the_beginning(tmp_path: Path) -> None:
+def test_a_longer_one_is_refused_or_its_beginning_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(3 * MEBIBYTE))
-    assert len(files.read(str(tmp_path / "file"))) == MEBIBYTE
+    with pytest.raises(OSError, match="File too large"):
+        files.read(str(tmp_path / "file"))
+    assert MEBIBYTE < len(files.beginning(str(tmp_path / "file"))) < 1.1 * MEBIBYTE
+
+
+@pytest.mark.parametrize("content", [b"", b"a", b"a\n", b"\n\na", b"a\n" * 200_000, b"a" * MEBIBYTE + b"\n"])
+def test_a_file_is_read_by_lines(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    assert list(files.lines(str(tmp_path / "file"))) == content.splitlines()
+
+
+def test_a_line_without_an_end(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(2 * MEBIBYTE))
+    with pytest.raises(OSError, match="File too large"):
+        list(files.lines(str(tmp_path / "file")))
+
+
+def test_a_folder_of_more_files_than_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_NAMES", 3)
+    for name in "abc":
+        (tmp_path / name).touch()
+    assert sorted(files.listing(str(tmp_path))) == ["a", "b", "c"]
+    (tmp_path / "d").touch()
+    with pytest.raises(OSError, match="more than 3 files"):
+        files.listing(str(tmp_path))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

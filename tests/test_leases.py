@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cnikit import spec
-from cnikit.effects import leases
+from cnikit.effects import files, leases
 from cnikit.effects.leases import Store, owner
 from cnikit.errors import CniError
 
@@ -461,7 +461,7 @@ def test_lease_whose_link_could_not_be_written_is_found(
 def test_reserve_that_fails_makes_no_lease(folder: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
     reserve(folder, "10.1.0.2", C1)
     with monkeypatch.context() as patched:
-        patched.setattr(leases, "posix", _fails(which))
+        patched.setattr(files if which == "write" else leases, "posix", _fails(which))
         with pytest.raises(CniError) as caught:
             reserve(folder, "10.1.0.3", C2)
     assert caught.value.code == spec.IO_FAILURE
@@ -590,7 +590,7 @@ def test_file_in_the_folders_place_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "posix", _fails("write"))
+    monkeypatch.setattr(files, "posix", _fails("write"))
     assert leases.write_fault(str(tmp_path)) == f"{tmp_path}: No space left on device"
 
 
@@ -656,7 +656,7 @@ def test_a_path_may_have_many_folders(tmp_path: Path) -> None:
     path = str(tmp_path) + "/a" * 1500
     assert leases.write_fault(path) == ""
     try:
-        leases.make_folder(path)
+        files.make_folder(path)
         assert os.path.isdir(path)
     finally:
         # Python cannot remove as many, which pytest would try to.
@@ -666,4 +666,4 @@ def test_a_path_may_have_many_folders(tmp_path: Path) -> None:
 def test_a_folder_below_a_link_to_nothing_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError):
-        leases.make_folder(f"{tmp_path}/link/a/b")
+        files.make_folder(f"{tmp_path}/link/a/b")

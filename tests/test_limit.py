@@ -171,12 +171,12 @@ def _delegate(folder: Path, script: str) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("verb", ["ADD", "DEL", "STATUS"])
+@pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_a_delegate_that_hangs_is_killed(container: str, tmp_path: Path, verb: str) -> None:
     path = _delegate(tmp_path / "bin", f"echo $CNI_COMMAND $$ >> {tmp_path}/calls; exec sleep 1000")
     conf = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipam": {"type": "slow"}}
     code, msg, _ = Waited("bridge", verb, conf, container, CNI_PATH=path).error()
-    assert code == {"ADD": 11, "DEL": 11, "STATUS": 50}[verb]
+    assert code == 11
     assert re.fullmatch(rf"ipam\.type: {path}/slow gave no answer in [\d.]+ s", msg)
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     assert [call for call, _ in calls] == (["ADD", "DEL"] if verb == "ADD" else [verb])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import posix
+import re
+import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -927,9 +931,120 @@ def test_one_interface_of_a_container_is_not_the_other(eth0: str, folder: Path) 
     assert files(folder) == ["c1_eth1.json"]
 
 
+@pytest.fixture
+def stuck(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have one file that cannot be removed."""
+    really = posix.unlink
+
+    def unlink(path: str) -> None:
+        if path == f"{folder}/c1_eth0.json":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+        really(path)
+
+    monkeypatch.setattr(posix, "unlink", unlink)
+
+
+@pytest.mark.usefixtures("stuck")
 def test_a_file_that_cannot_be_removed_is_told(eth0: str, folder: Path) -> None:
-    (folder / "c1_eth0.json").mkdir(parents=True)
-    assert call("DEL", config(folder, eth0), eth0).error() == (5, f"{folder}/c1_eth0.json: Is a directory")
+    call("ADD", config(folder, eth0, mtu=1400), eth0).result()
+    assert call("DEL", config(folder, eth0), eth0).error() == (5, f"{folder}/c1_eth0.json: Operation not permitted")
+    assert inside(eth0)["mtu"] == 1300
+
+
+def _link(path: Path) -> None:
+    path.symlink_to("/etc/passwd")
+
+
+def _socket(path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as listening:
+        listening.bind(str(path))
+
+
+def _long(path: Path) -> None:
+    path.write_bytes(b" " * (2 << 20))
+
+
+@pytest.mark.parametrize("made", [Path.mkdir, _link, _socket, os.mkfifo, _long])
+def test_what_is_no_file_of_ours_keeps_no_container(eth0: str, folder: Path, made: Callable[[Path], None]) -> None:
+    folder.mkdir(parents=True)
+    made(folder / "c1_eth0.json")
+    for _ in range(2):
+        assert call("DEL", config(folder, eth0), eth0).succeeded()
+    assert files(folder) == (["c1_eth0.json"] if made is Path.mkdir else [])
+    assert Path("/etc/passwd").stat().st_size > 0
+
+
+# A value that the kernel does not take back, and that no DEL can change.
+@pytest.mark.parametrize("ends", ["given up", "put back"])
+def test_what_cannot_be_put_back_is_told_once(eth0: str, folder: Path, ends: str) -> None:
+    call("ADD", config(folder, eth0, mtu=1400, sysctl={"net.ipv4.conf.eth0.arp_filter": "1"}), eth0).result()
+    path = folder / "c1_eth0.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "mtu": 5}))
+    code, msg = call("DEL", config(folder, eth0), eth0).error()
+    assert (code, msg.split(":")[0]) == (100, "ip link set eth0 mtu 5")
+    assert json.loads(path.read_text())["failed"] is True
+    if ends == "put back":
+        path.write_text(path.read_text().replace('"mtu": 5', '"mtu": 1300'))
+    again = call("DEL", config(folder, eth0), eth0)
+    assert (again.status, again.stdout) == (0, "")
+    assert again.stderr.startswith("tuning: not put back: ip link set eth0 mtu 5: ") == (ends == "given up")
+    assert files(folder) == []
+    assert inside(eth0)["mtu"] == (1400 if ends == "given up" else 1300)
+    assert sh(f"ip netns exec {Path(eth0).name} sysctl -n net.ipv4.conf.eth0.arp_filter") == "0\n"
+
+
+def test_an_add_after_a_failed_del_is_told_of_anew(eth0: str, folder: Path) -> None:
+    call("ADD", config(folder, eth0, mtu=1400), eth0).result()
+    path = folder / "c1_eth0.json"
+    path.write_text(path.read_text().replace('"mtu": 1300', '"mtu": 5'))
+    for _ in range(2):
+        assert call("DEL", config(folder, eth0), eth0).error()[0] == 100
+        call("ADD", config(folder, eth0, mtu=1400), eth0).result()
+        assert "failed" not in json.loads(path.read_text())
+
+
+# By whom the file, or a folder above it, could have been written.
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "their file": lambda folder: os.chown(folder / "c1_eth0.json", 4711, 4711),
+    "a file for all": lambda folder: (folder / "c1_eth0.json").chmod(0o606),
+    "a file for a group": lambda folder: sh(f"chgrp 4711 {folder}/c1_eth0.json && chmod 660 {folder}/c1_eth0.json"),
+    "their folder": lambda folder: os.chown(folder, 4711, 4711),
+    "a folder for all": lambda folder: folder.chmod(0o777),
+    "their folder above": lambda folder: os.chown(folder.parent, 4711, 4711),
+    "a folder above for all": lambda folder: folder.parent.chmod(0o777),
+}
+
+
+@pytest.mark.parametrize("given_away", OTHERS.values(), ids=OTHERS)
+def test_what_another_user_could_write_is_not_followed(
+    eth0: str, folder: Path, given_away: Callable[[Path], object]
+) -> None:
+    call("ADD", config(folder, eth0, mtu=1400), eth0).result()
+    given_away(folder)
+    done = call("DEL", config(folder, eth0), eth0)
+    assert (done.status, done.stdout, files(folder)) == (0, "", [])
+    why = r"tuning: /\S+ (belongs to user 4711|can be written by other users), so \S+ is not followed\n"
+    assert re.fullmatch(why, done.stderr)
+    assert inside(eth0)["mtu"] == 1400
+
+
+@pytest.mark.parametrize("given_away", list(OTHERS)[3:])
+def test_nothing_is_kept_where_another_user_could_write(eth0: str, folder: Path, given_away: str) -> None:
+    folder.mkdir(parents=True)
+    OTHERS[given_away](folder)
+    code, msg = call("ADD", config(folder, eth0, mtu=1400), eth0).error()
+    assert (code, msg.startswith(f"{folder}/c1_eth0.json: ")) == (5, True)
+    assert "belongs to user 4711" in msg or "can be written by other users" in msg
+    assert (inside(eth0)["mtu"], files(folder)) == (1300, [])
+
+
+def test_a_sticky_folder_for_all_is_as_good_as_ours(eth0: str, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    folder.chmod(0o1777)
+    call("ADD", config(folder, eth0, mtu=1400), eth0).result()
+    assert call("DEL", config(folder, eth0), eth0).succeeded()
+    assert inside(eth0)["mtu"] == 1300
 
 
 def test_a_name_too_long_for_a_file(eth0: str, folder: Path) -> None:
@@ -1002,11 +1117,13 @@ def test_gc_removes_the_files_of_this_networks_attachments_that_are_gone(eth0: s
     assert files(folder) == others
 
 
+@pytest.mark.usefixtures("stuck")
 def test_gc_goes_on_past_a_fault(eth0: str, folder: Path) -> None:
-    call("ADD", config(folder, eth0, mtu=1400), eth0, CNI_CONTAINERID="c2").result()
-    (folder / "c1_eth0.json").mkdir()
-    assert gc(folder).error() == (5, f"{folder}/c1_eth0.json: Is a directory")
-    assert files(folder) == ["c1_eth0.json"]
+    for container in ("c1", "c2"):
+        call("ADD", config(folder, eth0, mtu=1400), eth0, CNI_CONTAINERID=container).result()
+    (folder / "c0_eth0.json").mkdir()
+    assert gc(folder).error() == (5, f"{folder}/c1_eth0.json: Operation not permitted")
+    assert files(folder) == ["c0_eth0.json", "c1_eth0.json"]
 
 
 def test_no_folder_is_no_files(folder: Path) -> None:

@@ -13,7 +13,8 @@
      "containerID": "c1",
      "ifname": "eth0",
      "netns": "4fb5fe2a-367f-4b24-bd99-4514d75238bb/16329",    which interface it was read from
-     "index": 2
+     "index": 2,
+     "failed": true                 a DEL could not put all back
     }
 
 The reference passes over what it does not know, so a node switches over, and back, in place. A file is there whole or
@@ -26,7 +27,7 @@ import posix
 from posix import strerror
 
 from cnikit import jsontext, spec
-from cnikit.effects import files
+from cnikit.effects import files, notes
 from cnikit.effects.sysctl import is_net
 from cnikit.errors import CniError
 from cnikit.fields import Fields, type_name
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-ENOENT, ENOTDIR, ENAMETOOLONG = 2, 20, 36
+ENOENT, ENXIO, EACCES, ENOTDIR, EISDIR, EFBIG, ENAMETOOLONG, ELOOP = 2, 6, 13, 20, 21, 27, 36, 40
+# What is no file of ours: a socket, a folder, a link, and what is too long.
+_NO_FILE = (ENXIO, ENOTDIR, EISDIR, EFBIG, ENAMETOOLONG, ELOOP)
 
 
 class Backup(Value):
@@ -53,6 +56,7 @@ class Backup(Value):
     index: int
     link: dict[str, Any]
     sysctl: dict[str, str]
+    failed: bool = False
 
 
 def path_of(folder: str, container: str, ifname: str) -> str:
@@ -63,7 +67,7 @@ def path_of(folder: str, container: str, ifname: str) -> str:
 def paths(folder: str) -> list[str]:
     """Return the paths of all files that may be backups. Raises CniError (5)."""
     try:
-        return [f"{folder}/{name}" for name in sorted(posix.listdir(folder)) if name.endswith(".json")]
+        return [f"{folder}/{name}" for name in sorted(files.listing(folder)) if name.endswith(".json")]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as e:
@@ -71,11 +75,19 @@ def paths(folder: str) -> list[str]:
 
 
 def load(path: str) -> Backup | None:
-    """Return what a file holds, None when there is none or it is no backup. Raises CniError (5)."""
+    """Return what a file holds, None when there is none or it is no backup. Raises CniError (5).
+
+    What another user may have put there is none: it would be set in the container by root.
+    """
     try:
+        posix.lstat(path)
+        why = files.distrusted(path)
+        if why:
+            notes.say(f"{why}, so {path} is not followed")
+            return None
         content = files.read(path, files.OWN)
     except OSError as e:
-        if e.errno in (ENOENT, ENOTDIR, ENAMETOOLONG):
+        if e.errno in (ENOENT, *_NO_FILE):
             return None
         raise _fault(path, e) from None
     try:
@@ -88,6 +100,8 @@ def save(path: str, backup: Backup) -> None:
     """Write the file, in place of one that is there. Raises CniError (5), and then that one is as it was."""
     try:
         _write(_new(path), _encoded(backup))
+        if why := files.distrusted(_new(path)):
+            raise OSError(EACCES, why)
         posix.rename(_new(path), path)
     except OSError as e:
         try:
@@ -108,9 +122,8 @@ def _new(path: str) -> str:
 
 
 def _fault(path: str, e: OSError) -> CniError:
-    return CniError(
-        spec.IO_FAILURE, f"{path}: {strerror(e.errno or 0)}", "dataDir says where an interface's former values are kept"
-    )
+    why = e.strerror or strerror(e.errno or 0)
+    return CniError(spec.IO_FAILURE, f"{path}: {why}", "dataDir says where an interface's former values are kept")
 
 
 def _mac(text: str) -> str:
@@ -144,6 +157,7 @@ def _decoded(content: bytes) -> Backup:
         index=f.integer("index"),
         link=link,
         sysctl=sysctl,
+        failed=f.boolean("failed"),
     )
 
 
@@ -156,22 +170,20 @@ def _encoded(backup: Backup) -> bytes:
         "ifname": backup.ifname,
         "netns": backup.netns,
         "index": backup.index,
+        **({"failed": True} if backup.failed else {}),
     }
     return jsontext.encode(whole, indent=1).encode()
 
 
 def _write(path: str, content: bytes) -> None:
-    flags = posix.O_CREAT | posix.O_WRONLY | posix.O_TRUNC | files.OWN
+    flags = posix.O_WRONLY | posix.O_TRUNC
     try:
-        fd = posix.open(path, flags, 0o600)
+        fd = files.make(path, flags)
     except FileNotFoundError:
-        from cnikit.effects.leases import make_folder
-
-        make_folder(path.rpartition("/")[0])
-        fd = posix.open(path, flags, 0o600)
+        files.make_folder(path.rpartition("/")[0])
+        fd = files.make(path, flags)
     try:
-        while content:
-            content = content[posix.write(fd, content) :]
+        files.write(fd, content)
     finally:
         posix.close(fd)
 
@@ -179,6 +191,8 @@ def _write(path: str, content: bytes) -> None:
 def _remove(path: str) -> None:
     try:
         posix.unlink(path)
+    except IsADirectoryError:
+        return  # It is no file of ours.
     except OSError as e:
         # On a read-only file system even what is not there cannot be removed.
         if _is_there(path):

@@ -139,6 +139,8 @@ def _run(path: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes, 
         return process.run(path, [path], environ, stdin, limit.share())
     except TimeoutError as e:
         raise CniError(spec.TRY_AGAIN, f"ipam.type: {path} {e.strerror}") from None
+    except process.TooMuchError as e:
+        raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {path} {e.strerror}") from None
     except OSError as e:
         raise CniError(spec.DELEGATE_FAILED, f"ipam.type: {path} cannot be run: {e.strerror}") from None
 

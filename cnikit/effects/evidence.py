@@ -153,7 +153,7 @@ def namespaces(proc: str = "/proc") -> dict[int, str] | None:
     try:
         if posix.stat(f"{proc}/self/ns/pid").st_ino != FIRST_PID_NAMESPACE:
             return None
-        for pid in filter(str.isdecimal, posix.listdir(proc)):
+        for pid in filter(str.isdecimal, files.listing(proc)):
             if pid == "1":
                 continue  # In no container; and it may have capabilities that keep us from looking.
             try:
@@ -172,7 +172,7 @@ def namespaces(proc: str = "/proc") -> dict[int, str] | None:
 
 def _inhabited(tasks: str) -> Iterator[tuple[int, str]]:
     """Yield the network namespaces that the threads of a process are in."""
-    for task in posix.listdir(tasks):
+    for task in files.listing(tasks):
         place = f"{tasks}/{task}/ns/net"
         try:
             yield posix.stat(place).st_ino, place

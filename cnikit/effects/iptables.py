@@ -26,6 +26,8 @@ ECANCELED = 125
 LOCK = "/run/cnikit-iptables.lock"
 _FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 _TRIES = 5
+# Bytes that iptables-save says of a table: 80,000 rules, say.
+MOST = 12 << 20
 
 
 class Iptables:
@@ -110,7 +112,7 @@ class Iptables:
         given = stdin.encode("utf-8", "backslashreplace")
         try:
             with netns.Inside(self._fd):
-                status, *said = process.run(path, [program, *arguments], environ, given, limit.share())
+                status, *said = process.run(path, [program, *arguments], environ, given, limit.share(), MOST)
         except OSError as e:
             raise CniError(spec.KERNEL_REFUSED, f"{path}: {e.strerror}") from None
         out, err = (text.decode("utf-8", "backslashreplace") for text in said)

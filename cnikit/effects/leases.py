@@ -130,7 +130,7 @@ class Store:
         except FileNotFoundError:
             if not self._create:
                 return -1
-        make_folder(self.folder)
+        files.make_folder(self.folder)
         return self._open_there()
 
     def _open_there(self) -> int:
@@ -244,14 +244,14 @@ class Store:
     def content(self, address: str) -> bytes | None:
         """Return the address file's content without white space around it, None when it cannot be read."""
         try:
-            return files.read(f"{self.folder}/{address}", files.OWN).strip()
+            return files.beginning(f"{self.folder}/{address}", files.OWN).strip()
         except OSError:
             return None
 
     def listing(self) -> list[str]:
         """Return the names of all files, the address files among them."""
         try:
-            return posix.listdir(self.folder)
+            return files.listing(self.folder)
         except FileNotFoundError:
             return []
 
@@ -327,12 +327,12 @@ class Store:
     def _entries(self) -> list[str]:
         """Return the names in the index; make it where there is none, or something else in its place."""
         try:
-            posix.mkdir(self._index, 0o700)
+            files.mkdir(self._index, 0o700)
         except FileExistsError:
             if _is_folder(posix.lstat(self._index)):
-                return posix.listdir(self._index)
+                return files.listing(self._index)
             posix.unlink(self._index)
-            posix.mkdir(self._index, 0o700)
+            files.mkdir(self._index, 0o700)
         return []
 
     def _is_current(self, path: str, owner: bytes, found: dict[bytes, tuple[str, ...]]) -> bool:
@@ -441,7 +441,7 @@ def write_fault(folder: str) -> str:
         except OSError as e:
             return _without_tmpfile(folder, e)
     try:
-        posix.write(fd, b"\n")
+        files.write(fd, b"\n")
     except OSError as e:
         return f"{folder}: {e.strerror}"
     finally:
@@ -457,26 +457,6 @@ def _without_tmpfile(folder: str, e: OSError) -> str:
     return f"{folder}: {e.strerror}"
 
 
-def make_folder(path: str) -> None:
-    """Make a folder and those above it, where they are missing. Raises OSError."""
-    missing = [path]
-    while not _has_parent(missing[-1]):
-        missing.append(missing[-1].rpartition("/")[0])
-    for folder in reversed(missing):
-        _make_one_folder(folder)
-
-
-def _has_parent(path: str) -> bool:
-    return posix.access(path.rpartition("/")[0] or "/", posix.F_OK)
-
-
-def _make_one_folder(path: str) -> None:
-    try:
-        posix.mkdir(path, 0o755)
-    except FileExistsError:
-        return  # Somebody else may just have made it.
-
-
 def _remove(path: str) -> None:
     try:
         posix.unlink(path)
@@ -485,18 +465,18 @@ def _remove(path: str) -> None:
 
 
 def _write(path: str, content: bytes) -> None:
-    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY | posix.O_TRUNC | files.OWN, 0o600)
+    fd = files.make(path, posix.O_WRONLY | posix.O_TRUNC)
     try:
-        posix.write(fd, content)
+        files.write(fd, content)
     finally:
         posix.close(fd)
 
 
 def _overwrite(path: str, content: bytes) -> None:
     # ext4 begins to flush a file to disk when it was first cut to nothing, which takes longer than all the rest.
-    fd = posix.open(path, posix.O_CREAT | posix.O_WRONLY | files.OWN, 0o600)
+    fd = files.make(path, posix.O_WRONLY)
     try:
-        posix.write(fd, content)
+        files.write(fd, content)
         posix.ftruncate(fd, len(content))
     finally:
         posix.close(fd)

@@ -23,9 +23,8 @@ class Locked:
 
     def __enter__(self) -> None:
         """Wait for it. Raises CniError: 5, and 11 after a time in vain."""
-        flags = posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
         try:
-            self._fd = posix.open(self._path, flags, 0o600)
+            self._fd = files.make(self._path, posix.O_RDWR)
             try:
                 lock(self._fd, self._path)
             except BaseException:
@@ -68,14 +67,13 @@ def holder(fd: int) -> str:
     status = posix.fstat(fd)
     device = f"{posix.major(status.st_dev):02x}:{posix.minor(status.st_dev):02x}:{status.st_ino}"
     try:
-        listed = files.read("/proc/locks").decode()
+        for line in files.lines("/proc/locks"):
+            # "7: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF"; who waits has "->" behind the number.
+            _, kind, _, _, pid, where, *_ = line.decode().split()
+            if kind == "FLOCK" and where == device and pid != "0":
+                return f"process {pid} ({_name(pid)})"
     except OSError:
-        listed = ""
-    for line in listed.splitlines():
-        # "7: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF"; who waits has "->" behind the number.
-        _, kind, _, _, pid, where, *_ = line.split()
-        if kind == "FLOCK" and where == device and pid != "0":
-            return f"process {pid} ({_name(pid)})"
+        pass  # It is not told.
     return "a process that cannot be seen from here"
 
 
