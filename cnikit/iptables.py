@@ -27,7 +27,7 @@ from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from typing import Protocol
 
     from cnikit.errors import CniError
@@ -248,7 +248,7 @@ def saved(text: str) -> dict[str, dict[str, list[str]]]:
     """Read what iptables-save prints: the tables."""
     tables: dict[str, dict[str, list[str]]] = {}
     chains: dict[str, list[str]] = {}
-    for line in text.split("\n"):
+    for line in _lines(text):
         if line.startswith("*"):
             chains = tables.setdefault(line[1:], {})
         elif line.startswith(":"):
@@ -257,6 +257,15 @@ def saved(text: str) -> dict[str, dict[str, list[str]]]:
             chain, _, rule = line[3:].partition(" ")
             chains.setdefault(chain, []).append(rule)
     return tables
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Split a text one line after the other: the lines of a node with many services would be as much memory again."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def written(changes: Iterable[Change], tables: Mapping[str, Chains]) -> str:

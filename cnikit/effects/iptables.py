@@ -26,8 +26,8 @@ ECANCELED = 125
 LOCK = "/run/cnikit-iptables.lock"
 _FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 _TRIES = 5
-# Bytes that iptables-save says of a table: 80,000 rules, say.
-MOST = 12 << 20
+# Bytes that iptables-save says of a table: 50,000 rules, say, which take 64 MiB of memory when they are read.
+MOST = 8 << 20
 
 
 class Iptables:
