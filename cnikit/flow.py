@@ -117,11 +117,7 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
 
 def _clear_away(request: Request, leases: Result, world: World) -> None:
     """Have nothing lead to the addresses, or be keyed by them, that a dead owner left. Raises CniError."""
-    try:
-        ours = [name for _, name in world[HOST].tables() if name.startswith("cnikit_")]
-    except CniError:
-        return  # Where nfnetlink is missing, or refused, nothing has been made with it.
-    if leases.ips and ours:
+    if leases.ips and any(name.startswith("cnikit_") for _, name in world[HOST].tables()):
         from cnikit import leftovers
 
         leftovers.clear(request.attachment, leases.ips, world)

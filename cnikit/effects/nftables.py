@@ -6,7 +6,7 @@ from posix import strerror
 
 from cnikit import spec
 from cnikit.effects import locks
-from cnikit.effects.netlink import NETLINK_NETFILTER, NetlinkError, Socket
+from cnikit.effects.netlink import NETLINK_NETFILTER, Answer, NetlinkError, Socket
 from cnikit.errors import CniError
 from cnikit.netlink import nftables
 from cnikit.objects import HOST, Make, Refusal, Remove
@@ -135,10 +135,7 @@ class Nftables:
             return {one.name for one in listed if one.family in _IPTABLES and one.table == table and one.name in names}
         asked = [(family, name) for name in names for family in families]
         answers = self._socket.exchange([nftables.get_chain(family, table, name) for family, name in asked])
-        for answer in answers:
-            if answer.errno not in (0, ENOENT):
-                raise NetlinkError(answer.errno, answer.why, _SUBJECT)
-        return {name for (_, name), answer in zip(asked, answers, strict=True) if answer.errno == 0}
+        return {name for (_, name), answer in zip(asked, answers, strict=True) if _found(answer)}
 
     def dropping(self, hook: str) -> list[tuple[str, str, str]]:
         """Return family, table and name of the chains on a hook that drop what they do not accept."""
@@ -174,9 +171,7 @@ class Nftables:
         messages = [nftables.get_element(table, wanted.set, wanted.key) for table, wanted in asked]
         found: list[Element] = []
         for (table, wanted), answer in zip(asked, self._socket.exchange(messages), strict=True):
-            if answer.errno not in (0, ENOENT):
-                raise NetlinkError(answer.errno, answer.why, _SUBJECT)
-            found += nftables.elements(table, wanted.set, answer.body) if answer.errno == 0 else []
+            found += nftables.elements(table, wanted.set, answer.body) if _found(answer) else []
         return found
 
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
@@ -241,6 +236,13 @@ class Nftables:
             is_there = (what.name, what.rule.comment) in self.rules(what.table)
             return [] if is_there else what.messages()
         raise TypeError(f"{what} is nothing of nftables'")
+
+
+def _found(answer: Answer) -> bool:
+    """Tell whether what was asked for is there. Raises NetlinkError."""
+    if answer.errno not in (0, ENOENT):
+        raise NetlinkError(answer.errno, answer.why, _SUBJECT)
+    return answer.errno == 0
 
 
 def _is_removal(change: Change) -> bool:
