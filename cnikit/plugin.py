@@ -16,7 +16,7 @@ class Plugin(Value):
     """A plugin's verbs. Each raises CniError when it fails; DEL and GC finish what they can first.
 
     repair is none of the protocol's: with the request a CHECK would be, it puts back what is gone and no interface,
-    and returns the command lines of that.
+    and returns the command lines of that. tags_links: each attachment has a link on the host that carries its tag.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Plugin(Value):
     gc: Callable[[Request], None]
     status: Callable[[Request], None]
     repair: Callable[[Request], tuple[str, ...]] = lambda _: ()
+    tags_links: bool = False
 
     def serve(self, request: Request) -> Result | None:
         """Run the verb the request asks for; only ADD has a result."""

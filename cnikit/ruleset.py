@@ -14,7 +14,7 @@ from cnikit.plan import Del
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from cnikit.netlink.codec import Message
     from cnikit.netlink.nftables import Element, Rule, Table
@@ -132,9 +132,22 @@ def owner(element: Element) -> str:
     return element.comment.removesuffix(UNLINKED)
 
 
+def whose_to_remove(request: Request, world: World) -> Callable[[str], bool]:
+    """Return what tells of a comment whether what has it is to go, by DEL or GC."""
+    whose = ownership.outdated(request)
+    if not ownership.keeps_living(request):
+        return whose
+    return lambda comment: whose(comment) and not _is_linked(comment, world)
+
+
+def _is_linked(tag: str, world: World) -> bool:
+    links = (world[HOST].link(name) for name in ownership.names_of(tag))
+    return any(link and link.alias == tag for link in links)
+
+
 def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Del]:
     """Return the steps that take away the elements DEL, or GC, is to."""
-    whose, network = ownership.outdated(request), request.attachment.network
+    whose, network = whose_to_remove(request, world), request.attachment.network
     prefixes = ownership.network_tags(network) if request.verb == "GC" else (ownership.tag(request.attachment),)
     return [
         Del(Member(HOST, element.set, table, element))

@@ -48,6 +48,12 @@ def parse(note: str) -> Note | None:
     return Note(boot, host, netns, since) if len(boot) == 8 else None
 
 
+def is_young(note: str, now: str) -> bool:
+    """Tell whether a lease was taken within the grace period: its ADD may not be finished, nor have a link yet."""
+    then, present = parse(note), parse(now)
+    return bool(then and present and then.boot == present.boot and present.since - then.since <= GRACE)
+
+
 def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
     """Return those whose container cannot exist; of each is given what is returned, its tag and its note.
 
@@ -69,11 +75,12 @@ def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
     inhabited = namespaces() if silent else None
     if inhabited is None:
         return gone
-    tags = _tags()
+    tags = link_tags()
     return gone + [owner for owner, tag, netns in silent if netns not in inhabited and tag not in tags]
 
 
-def _tags() -> set[str]:
+def link_tags() -> set[str]:
+    """Return the tags of the host's links. Raises CniError (100)."""
     socket = Socket()
     try:
         return {rtnetlink.link(body).alias for body in socket.dump(rtnetlink.dump_links())}
