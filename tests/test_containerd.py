@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.conftest import BUILT, PROJECT
+from tests.conftest import BUILT, PROJECT, sh
 from tests.packets import reached, server
 from tests.surroundings import (
     HOST,
@@ -23,6 +24,7 @@ from tests.surroundings import (
     PAUSE,
     SERVER,
     cable,
+    cnitool,
     get,
     is_closed,
     leases,
@@ -77,6 +79,7 @@ class Containerd:
             shutil.copy(PROJECT / "conf-examples" / example, folder / place)
         (folder / "config.toml").write_text(CONFIG.format(folder=folder, pause=PAUSE))
         self.socket = folder / "socket"
+        self.kubernetes = folder / "kubernetes"
         script = START.format(folder=folder, plugins=BUILT)
         self.process = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-euc", script])
 
@@ -244,6 +247,42 @@ def test_a_port_of_one_address(kubelet: Kubelet, host: str, outside: str) -> Non
     kubelet.run("web", {**TCP, "host_ip": "127.0.0.1"})
     assert get(host, "127.0.0.1", 8080) == "web"
     assert is_closed(outside, HOST[4], 8080)
+
+
+def test_repair_after_a_flush(kubelet: Kubelet, containerd: Containerd, host: str, outside: str) -> None:
+    """The libcni of containerd 1.6 caches no path of the namespace; its mounts are in a mount namespace of its own."""
+    pod = kubelet.run("web", TCP)
+    cached = json.loads(Path(f"/var/lib/cni/results/kubernetes-{pod}-eth0").read_text())
+    assert "netns" not in cached
+    enter = ("nsenter", "--target", str(containerd.process.pid), "--mount", "--")
+    assert cnitool(containerd.kubernetes, "repair", "kubernetes", enter=enter) == "nothing was missing"
+    sh("nft flush ruleset")
+    with pytest.raises(AssertionError, match=f"{pod}/eth0: .* is not there, but veth"):
+        cnitool(containerd.kubernetes, "repair", "kubernetes")
+    assert is_closed(outside, HOST[4], 8080)
+    assert ": portmap: put back: " in cnitool(containerd.kubernetes, "repair", "kubernetes", enter=enter)
+    for address, namespace in (("127.0.0.1", host), (HOST[4], outside), (HOST[6], outside)):
+        assert get(namespace, address, 8080) == "web"
+    path = cached["result"]["interfaces"][-1]["sandbox"]
+    assert cnitool(containerd.kubernetes, "check", "kubernetes", path, enter=enter) == ""
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in its mount namespace", "outside of it"])
+def test_gc_while_pods_start(kubelet: Kubelet, containerd: Containerd, inside: bool) -> None:
+    """Nobody has cached those whose ADD is under way, and they must stay whole."""
+    enter = ("nsenter", "--target", str(containerd.process.pid), "--mount", "--") if inside else ()
+    pods: list[str] = []
+    with ThreadPoolExecutor(10) as pool:
+        starting = [pool.submit(kubelet.run, f"web{number}") for number in range(20)]
+        while not all(one.done() for one in starting):
+            assert cnitool(containerd.kubernetes, "gc", "kubernetes", enter=enter) == "nothing to free"
+        pods = [one.result() for one in starting]
+    assert leases("kubernetes") == sorted(address for pod in pods for address in kubelet.addresses(pod))
+    for pod in pods:
+        path = json.loads(Path(f"/var/lib/cni/results/kubernetes-{pod}-eth0").read_text())
+        path = path["result"]["interfaces"][-1]["sandbox"]
+        in_it = ("nsenter", "--target", str(containerd.process.pid), "--mount", "--")
+        assert cnitool(containerd.kubernetes, "check", "kubernetes", path, enter=in_it) == ""
 
 
 def test_pods_reach_each_other(kubelet: Kubelet) -> None:
