@@ -25,9 +25,9 @@ EOF
 
 # Debian packages, needed for: building, the demo, the tests, all tests, the benchmark.
 build_packages=(python3 python3-venv libpython3 binutils)
-link_packages=(gcc libpython3-dev) # for the quicker start, see bootloader
+link_packages=(gcc libpython3-dev) # for the quicker start, see bootloader; a build works without them
 demo_packages=(util-linux iputils-ping nftables)
-test_packages=(util-linux iproute2 nftables iptables iputils-ping git strace)
+test_packages=(util-linux iproute2 nftables iptables iputils-ping procps git strace)
 all_packages=(
     containernetworking-plugins dbus-daemon python3-firewall python3-nftables
     podman runc containerd busybox-static
@@ -55,31 +55,43 @@ main() {
 
 # --- building ---
 
-# Build to dist/cni: "lean", "plain", or "any" when either will do. Does nothing when that is what is there.
+# The extras of pyproject.toml that the virtual environment gets.
+extras=(build)
+
+# Build to dist/cni: "lean", "plain", or "any" when either will do. Does nothing when that is what is there. The packages
+# named after the mode are installed together with those that a build needs.
 build() {
-    ! is_built "$1" || return 0
+    local packages=("${@:2}")
+    if ! is_built "$1"; then
+        packages+=("${build_packages[@]}")
+        ! builds_with_debians || packages+=("${link_packages[@]}")
+    fi
+    require "${packages[@]}"
     (
         flock 9 # two builds at once would share build/ and .venv/
-        ! is_built "$1" || exit 0
-        prepare
-        local mode=${1/any/lean} version
-        version=$(version)
-        [[ $mode == lean ]] || version+=.plain
-        echo "building $version"
-        rm -rf build
-        if [[ $mode == lean ]] && ! { can_link && bootloader ".cnikit-$version"; }; then
-            echo "with gcc and $(debian_name libpython3-dev) each call would take 5 ms less"
-            rm -rf build/bootloader
-        fi
-        # Bytecode without column numbers loads faster, and tracebacks only show them beside source text.
-        # The fixed hash seed orders constants, so that equal sources give equal files.
-        CNIKIT_BUILD=$mode CNIKIT_VERSION=$version PYTHONNODEBUGRANGES=1 PYTHONHASHSEED=0 \
-            PYI_LOG_LEVEL=WARN PYINSTALLER_CONFIG_DIR=build/cache \
-            .venv/bin/python -m PyInstaller --workpath build/work --distpath build executables.spec
-        mkdir -p dist
-        rm -rf dist/cni
-        mv build/cni dist/cni
+        make_venv "${extras[@]}"
+        is_built "$1" || compile "${1/any/lean}"
     ) 9<.
+}
+
+compile() {
+    local mode=$1 version
+    version=$(version)
+    [[ $mode == lean ]] || version+=.plain
+    echo "building $version"
+    rm -rf build
+    if [[ $mode == lean ]] && ! { can_link && bootloader ".cnikit-$version"; }; then
+        echo "with gcc and $(debian_name libpython3-dev) each call would take 5 ms less"
+        rm -rf build/bootloader
+    fi
+    # Bytecode without column numbers loads faster, and tracebacks only show them beside source text.
+    # The fixed hash seed orders constants, so that equal sources give equal files.
+    CNIKIT_BUILD=$mode CNIKIT_VERSION=$version PYTHONNODEBUGRANGES=1 PYTHONHASHSEED=0 \
+        PYI_LOG_LEVEL=WARN PYINSTALLER_CONFIG_DIR=build/cache \
+        .venv/bin/python -m PyInstaller --workpath build/work --distpath build executables.spec
+    mkdir -p dist
+    rm -rf dist/cni
+    mv build/cni dist/cni
 }
 
 # Make build/bootloader/run, what the plugins of a lean build begin with: PyInstaller's bootloader with a few words
@@ -117,6 +129,13 @@ bootloader() {
 
 static_libraries=(expat z) # that the interpreter's archive needs
 
+# Tell whether the interpreter is Debian's, or will be, so that link_packages fit it.
+builds_with_debians() {
+    local python
+    python=$(interpreter 2>/dev/null) || return 0
+    [[ $python == /usr/bin/* ]]
+}
+
 # Tell whether a bootloader with the interpreter in it can be made: there is a compiler, and all that is linked.
 can_link() {
     local library
@@ -139,7 +158,7 @@ configured() {
 
 # Tell whether dist/cni was built from what is here now. Its manifest is written last.
 is_built() {
-    venv_is_fresh || return
+    venv_is_fresh build || return
     local folder
     folder=dist/cni/.cnikit-$(version)
     [[ $1 != plain && -f $folder/executables ]] || [[ $1 != lean && -f $folder.plain/executables ]]
@@ -163,9 +182,9 @@ runtime_folder() {
     basename dist/cni/.cnikit-*
 }
 
-# Tell whether the virtual environment was made for this pyproject.toml and by this Python.
+# Tell whether the virtual environment has an extra of pyproject.toml as it is now, and was made by this Python.
 venv_is_fresh() {
-    cmp -s .venv/made-for <(venv_stamp 2>/dev/null)
+    cmp -s ".venv/made-for-$1" <(venv_stamp 2>/dev/null)
 }
 
 venv_stamp() {
@@ -173,17 +192,19 @@ venv_stamp() {
     cat pyproject.toml
 }
 
-# Make ready what a build needs: packages, and the virtual environment as pyproject.toml has it now.
-prepare() {
-    require "${build_packages[@]}"
-    if ((EUID == 0)) && [[ $(interpreter) == /usr/bin/* ]] && command -v apt-get >/dev/null; then
-        require "${link_packages[@]}" || true # it works without
-    fi
-    ! venv_is_fresh || return 0
-    echo "making .venv"
+# Have these extras of pyproject.toml in the virtual environment, which is made if there is none.
+make_venv() {
+    local extra stale=()
+    for extra; do
+        venv_is_fresh "$extra" || stale+=("$extra")
+    done
+    ((${#stale[@]})) || return 0
+    echo "making .venv for: ${stale[*]}"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$(interpreter)" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[build,test]'
-    venv_stamp >.venv/made-for
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$(IFS=, && echo "$*")]"
+    for extra; do
+        venv_stamp >".venv/made-for-$extra"
+    done
 }
 
 # Print the Python to build with. Debian's is optimized (PGO, LTO) beyond what pyenv and the like do by default.
@@ -201,20 +222,29 @@ interpreter() {
 
 # --- what must be on the machine ---
 
-# Have these Debian packages, or what they are needed for, on the machine: install them, or say how and stop.
+# Have these Debian packages, or what they are needed for, on the machine: install them, or say how and stop. All that
+# are missing are said at once. Where only link_packages are missing, or cannot be had, it goes on without them.
 require() {
-    local package missing=()
+    local package name missing=() needed=()
     for package; do
-        has "$package" >/dev/null 2>&1 || missing+=("$(debian_name "$package")")
+        ! has "$package" >/dev/null 2>&1 || continue
+        name=$(debian_name "$package")
+        [[ " ${missing[*]} " == *" $name "* ]] || missing+=("$name")
+        [[ " ${link_packages[*]} " == *" $package "* ]] || needed+=("$name")
     done
     ((${#missing[@]})) || return 0
     if [[ $EUID != 0 ]] || ! command -v apt-get >/dev/null; then
+        ((${#needed[@]})) || return 0
         echo "missing: apt-get install --no-install-recommends ${missing[*]}" >&2
         exit 1
     fi
     echo "installing ${missing[*]}"
+    install_packages "${missing[@]}" || ((${#needed[@]} == 0)) || install_packages "${needed[@]}"
+}
+
+install_packages() {
     export DEBIAN_FRONTEND=noninteractive
-    local install=(apt-get install -qq --no-install-recommends "${missing[@]}")
+    local install=(apt-get install -qq --no-install-recommends "$@")
     # Packages that see no systemd do not start their services.
     # shellcheck disable=SC2016  # the inner shell expands $@
     [[ ! -d /run/systemd/system ]] ||
@@ -234,6 +264,7 @@ has() {
         iproute2) command -v ip ;;
         nftables) command -v nft ;;
         iputils-ping) command -v ping ;;
+        procps) command -v sysctl ;;
         containernetworking-plugins) [[ -x /usr/lib/cni/bridge ]] ;;
         busybox-static) command -v busybox && ! ldd "$(command -v busybox)" ;;
         python3-firewall | python3-nftables) /usr/bin/python3 -c "import ${1#python3-}" ;;
@@ -241,35 +272,71 @@ has() {
     esac
 }
 
-# Print what Debian calls it: the packages of libpython have the Python version in their names.
+# Print what Debian calls it: the packages of libpython have the Python version in their names. libpython3-dev depends on
+# both of Debian's own python3, which there will be where there is no interpreter yet.
 debian_name() {
-    local version
+    local python
     case $1 in
         libpython3*)
-            version=$("$(interpreter)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=3
-            echo "${1/3/$version}"
+            if python=$(interpreter 2>/dev/null); then
+                echo "${1/3/$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}"
+            else
+                echo libpython3-dev
+            fi
             ;;
         *) echo "$1" ;;
     esac
 }
 
+# Fetch the packages of other suites that tests/packages lists, and unpack their programs into the user's cache; the
+# machine's own packages stay as they are. Those that cannot be had are named, and the tests with them are skipped.
+fetch_packages() {
+    local path sum folder
+    while read -r path sum; do
+        folder=${XDG_CACHE_HOME:-${HOME-}/.cache}/cnikit/$(basename "$path" .deb)
+        [[ -d $folder ]] || fetch "$path" "$sum" "$folder" || echo "cannot fetch $path: tests with it are skipped" >&2
+    done < <(grep -v '^#' tests/packages)
+}
+
+# Fetch a package by its path on a mirror, and unpack its programs into a folder, which appears whole or not at all.
+fetch() {
+    local path=$1 sum=$2 folder=$3 unpacked
+    [[ $path == *"_$(dpkg --print-architecture).deb" ]] || return
+    mkdir -p "${folder%/*}" && unpacked=$(mktemp -d "${folder%/*}/.new-XXXXXX") || return
+    download "$path" "$sum" "$unpacked/deb" && chmod 755 "$unpacked" &&
+        dpkg-deb --fsys-tarfile "$unpacked/deb" | tar -x -C "$unpacked" --strip-components=3 ./usr/bin &&
+        rm "$unpacked/deb" && mv -T "$unpacked" "$folder" || { rm -rf "$unpacked" && return 1; }
+}
+
+# Download a file from one of the mirrors that apt uses.
+download() {
+    local mirror
+    # shellcheck disable=SC2016  # apt-get expands $(REPO_URI)
+    for mirror in $(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | sort -u); do
+        echo "fetching $mirror$1"
+        ! /usr/lib/apt/apt-helper -o Acquire::Retries=0 -o Acquire::http::Timeout=20 download-file "$mirror$1" "$3" \
+            "SHA256:$2" >/dev/null 2>&1 || return 0
+    done
+    return 1
+}
+
 # --- running ---
 
 demo() {
-    require "${demo_packages[@]}"
-    build any
+    build any "${demo_packages[@]}"
     exec .venv/bin/python -m cnikit.cli.demo "$@"
 }
 
 run_tests() {
-    local packages=("${test_packages[@]}") marked=(-m "not all")
+    local packages=("${test_packages[@]}") marked=(-m "not all") fetch=:
     if [[ ${1-} == all ]]; then
         packages+=("${all_packages[@]}")
-        marked=(-m "not sample")
+        marked=(-m "not sample") fetch=fetch_packages
         shift
     fi
-    require "${packages[@]}"
-    build any
+    extras+=(test)
+    build any "${packages[@]}"
+    "$fetch"
     .venv/bin/ruff check
     .venv/bin/ruff format --check
     .venv/bin/mypy
@@ -277,8 +344,7 @@ run_tests() {
 }
 
 bench() {
-    require "${bench_packages[@]}"
-    build any
+    build any "${bench_packages[@]}"
     in_namespaces .venv/bin/python -m bench.bench "$@"
 }
 

@@ -29,12 +29,12 @@ def parse_cidr(text: str) -> tuple[bytes, int]:
         packed = parse_ip(address)
     except ValueError:
         raise ValueError(f"{text!r} is not an address with a prefix length (10.1.0.7/24)") from None
-    bits = len(packed) * 8
-    if ":" in address and bits == 32:
-        raise ValueError(f"{text!r} writes IPv4 as IPv6 with a prefix length")
-    if not (slash and length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= bits):
-        raise ValueError(f"{text!r} has no prefix length of 0 to {bits} behind a slash")
-    return packed, int(length)
+    # ::ffff:10.1.0.7/120 is 10.1.0.7/24.
+    low = 96 if ":" in address and len(packed) == 4 else 0
+    high = low + len(packed) * 8
+    if not (slash and length.isascii() and length.isdigit() and len(length) <= 3 and low <= int(length) <= high):
+        raise ValueError(f"{text!r} has no prefix length of {low} to {high} behind a slash")
+    return packed, int(length) - low
 
 
 def format_ip(packed: bytes) -> str:
@@ -77,6 +77,11 @@ def contains(subnet: bytes, length: int, packed: bytes) -> bool:
 def is_link_local(packed: bytes) -> bool:
     """Tell whether an address is one of fe80::/10."""
     return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+
+
+def is_loopback(packed: bytes) -> bool:
+    """Tell whether an address is one of 127.0.0.0/8, or ::1."""
+    return packed[0] == 127 if len(packed) == 4 else packed == bytes(15) + b"\1"
 
 
 def is_default(cidr: str) -> bool:

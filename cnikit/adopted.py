@@ -7,7 +7,7 @@ a few netlink messages, and DEL starts no process.
 
 from __future__ import annotations
 
-from cnikit import spec
+from cnikit import result, spec
 from cnikit.errors import CniError
 from cnikit.netlink.nftables import Table
 from cnikit.objects import HOST
@@ -17,11 +17,12 @@ from cnikit.ruleset import Foreign
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from cnikit.objects import World
     from cnikit.plan import Step
     from cnikit.request import Attachment, Request
+    from cnikit.result import IP
 
 _MASQUERADE = Table("inet", "cni_plugins_masquerade", (), ())
 _HOSTPORT = tuple(Table(family, "cni_hostport", (), ()) for family in ("ip", "ip6"))
@@ -29,17 +30,30 @@ _HOSTPORT = tuple(Table(family, "cni_hostport", (), ()) for family in ("ip", "ip
 
 def masquerade(request: Request, world: World) -> list[Step]:
     """Return the steps that take away an attachment's masquerading, or on GC that of all that are not valid."""
-    attachment = request.attachment
     if request.verb == "GC":
         from cnikit import iptables
 
         return _garbage(iptables.masquerade_garbage, request, world)
-    steps: list[Step] = [Del(Foreign(HOST, "masq_checks", _MASQUERADE, _comment(attachment)))]
+    ifname = request.attachment.ifname
+    given = lambda: result.own_addresses(request.remembered(), lambda _: True, ifname)  # noqa: E731, read when needed
+    return masquerade_of(request.attachment, given, world)
+
+
+def masquerade_of(attachment: Attachment, given: Callable[[], Sequence[IP]], world: World) -> list[Step]:
+    """Return the steps that take away an attachment's masquerading, of given addresses, or without any of all."""
+    there = world[HOST].tables()
+    steps: list[Step] = []
+    if _is_among(_MASQUERADE, there):
+        steps.append(Del(Foreign(HOST, "masq_checks", _MASQUERADE, _comment(attachment))))
     if is_there("nat", reference_chain("CNI-", attachment), world):
         from cnikit import iptables
 
-        steps += iptables.masquerade_removal(attachment, request.remembered().ips)
+        steps += iptables.masquerade_removal(attachment, given())
     return steps
+
+
+def _is_among(table: Table, there: Collection[tuple[str, str]]) -> bool:
+    return (table.family, table.name) in there
 
 
 def _comment(attachment: Attachment) -> str:
@@ -50,14 +64,20 @@ def _comment(attachment: Attachment) -> str:
 
 def port_mappings(request: Request, world: World) -> list[Step]:
     """Return the same for port mappings; the reference's nftables rules know them by the container only."""
-    attachment = request.attachment
     if request.verb == "GC":
         from cnikit import iptables
 
         return _garbage(iptables.port_mappings_garbage, request, world)
+    return port_mappings_of(request.attachment, world)
+
+
+def port_mappings_of(attachment: Attachment, world: World) -> list[Step]:
+    """Return the steps that take away an attachment's port mappings."""
+    there = world[HOST].tables()
     steps: list[Step] = [
         Del(Foreign(HOST, chain, table, attachment.container, whole=True))
         for table in _HOSTPORT
+        if _is_among(table, there)
         for chain in ("hostports", "masquerading")
     ]
     if is_there("nat", reference_chain("CNI-DN-", attachment), world):
@@ -65,6 +85,15 @@ def port_mappings(request: Request, world: World) -> list[Step]:
 
         steps += iptables.port_mappings_removal(attachment)
     return steps
+
+
+def firewall_of(ips: Sequence[IP], world: World) -> Sequence[Step]:
+    """Return the steps that take away the firewall's rules for these addresses: they do not say whose they are."""
+    if not ips or not is_there("filter", "CNI-FORWARD", world):
+        return ()
+    from cnikit import iptables
+
+    return iptables.firewall_removal(ips)
 
 
 class _Kept:
@@ -97,9 +126,14 @@ def _garbage(listed: Callable[..., Sequence[Step]], request: Request, world: Wor
 
 def is_there(table: str, chain: str, world: World) -> bool:
     """Tell whether iptables has a chain, as far as it can be told here. Raises CniError where it should be."""
+    return bool(those_there(table, (chain,), world))
+
+
+def those_there(table: str, chains: Collection[str], world: World) -> Collection[str]:
+    """Return those of these chains that iptables has, in the same way."""
     try:
-        return world[HOST].has_chain(table, chain)
+        return world[HOST].chains_there(table, chains)
     except CniError as e:
         if e.code != spec.INVALID_CONFIG:
             raise
-        return False  # There is a legacy table and no program to read it with: nothing can be taken away either.
+        return ()  # There is a legacy table and no program to read it with: nothing can be taken away either.

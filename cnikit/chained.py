@@ -5,7 +5,8 @@ Their attachments are elements of nftables tables, found by their tag: DEL and G
 
 from __future__ import annotations
 
-from cnikit import ownership, spec
+from cnikit import ownership, result, spec
+from cnikit.effects import netns
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError, invalid_config
 from cnikit.objects import HOST
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cnikit.netlink.nftables import Table
     from cnikit.plan import Step
     from cnikit.request import Request
-    from cnikit.result import Result
+    from cnikit.result import IP, Result
 
 
 def previous(request: Request) -> Result:
@@ -29,13 +30,16 @@ def previous(request: Request) -> Result:
     return found
 
 
+def own_addresses(request: Request, given: Result, ifname: str = "") -> tuple[IP, ...]:
+    """Return which of a result's addresses are the container's; see result.own_addresses."""
+    return result.own_addresses(given, lambda sandbox: netns.may_be(request.netns, sandbox), ifname)
+
+
 def addresses(request: Request, given: Result) -> tuple[str, ...]:
-    """Return the container's address of each family, with its prefix length: the first on its interface, or on none."""
+    """Return the first address of each family on CNI_IFNAME, with its prefix length."""
     found: dict[bool, str] = {}
-    for ip in given.ips:
-        named = None if ip.interface is None else given.interfaces[ip.interface]
-        if named is None or (named.name == request.attachment.ifname and named.sandbox):
-            found.setdefault(":" in ip.address, ip.address)
+    for ip in own_addresses(request, given, request.attachment.ifname):
+        found.setdefault(":" in ip.address, ip.address)
     return tuple(found.values())
 
 
@@ -44,6 +48,18 @@ def comment(request: Request, world: World) -> str:
     tag = ownership.tag(request.attachment)
     links = (world[HOST].link(name) for name in ownership.host_ends(request.attachment))
     return tag if any(link and link.alias == tag for link in links) else tag + ownership.UNLINKED
+
+
+def take_over(request: Request, world: World) -> None:
+    """Clear away what dead owners left under the container's addresses. Raises CniError.
+
+    Where a plugin of ours made the interface, it has done so.
+    """
+    ips = own_addresses(request, previous(request))
+    if ips and comment(request, world).endswith(ownership.UNLINKED):
+        from cnikit import leftovers
+
+        leftovers.clear(request.attachment, ips, world, chained=True)
 
 
 def check(plan: Iterable[Step], world: World) -> None:

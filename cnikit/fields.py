@@ -1,7 +1,7 @@
 """Typed reads from a configuration. An error names the key's whole path: `ipam.ranges[0][1].subnet: ...`.
 
 Keys match whatever their case and the last one wins, as in the reference (Go's encoding/json), and null is as good
-as absent. Unknown keys are nobody's business.
+as absent. Unknown keys are nobody's business. A number without a fraction is an integer, however it is written.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Fields:
         value = self._values.get(key.lower())
         # bool is a subclass of int, yet true is no number.
         if value is not None and type(value) is not wanted:
+            if wanted is int and type(value) is float and value.is_integer():
+                return int(value)  # libcni writes anew what it reads, 1500.0 as 1500
             raise self.invalid(key, f"expected {_NAMES[wanted]}, got {type_name(value)}")
         if isinstance(value, str) and (fault := _text_fault(value)):
             raise self.invalid(key, fault)
@@ -95,8 +97,8 @@ class Fields:
         return Fields(self._typed(key, dict) or {}, self.where(key))
 
     def strings(self, key: str) -> tuple[str, ...]:
-        """Read a list of strings."""
-        return tuple(self._items(key, str))
+        """Read a list of strings; null among them is an empty one."""
+        return tuple(item or "" for item in self._items(key, str))
 
     def objects(self, key: str) -> tuple[Fields, ...]:
         """Read a list of objects."""
@@ -113,7 +115,7 @@ class Fields:
 
 def _checked(items: list[Any], wanted: type, path: str) -> list[Any]:
     for i, item in enumerate(items):
-        if type(item) is not wanted:
+        if type(item) is not wanted and not (item is None and wanted is str):
             raise invalid_config(f"{path}[{i}]", f"expected {_NAMES[wanted]}, got {type_name(item)}")
         if isinstance(item, str) and (fault := _text_fault(item)):
             raise invalid_config(f"{path}[{i}]", fault)
@@ -122,13 +124,7 @@ def _checked(items: list[Any], wanted: type, path: str) -> list[Any]:
 
 def _text_fault(text: str) -> str:
     """Say what no path, name or address can hold, "" when it is not there."""
-    if "\0" in text:
-        return "holds a NUL"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "holds half a surrogate pair"
-    return ""
+    return "holds a NUL" if "\0" in text else ""
 
 
 def _objects(items: list[Any], path: str) -> tuple[Fields, ...]:

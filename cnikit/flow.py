@@ -13,13 +13,14 @@ GC finish what they can and report faults at the end.
 from __future__ import annotations
 
 from cnikit import ownership, result, spec
+from cnikit.address import is_loopback, parse_cidr
 from cnikit.effects import delegate
 from cnikit.effects.kernel import World, open_world
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.objects import CONTAINER, HOST, Device
 from cnikit.plan import Del, Ensure, Step, apply, clear, mend, preflight, undo, verify
 from cnikit.plugin import Plugin
-from cnikit.result import IP, Interface, Result
+from cnikit.result import Interface, Result
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -102,16 +103,29 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
         added: list[Object] = []
         try:
             leases = kind.settle(conf, leases)
+            _clear_away(request, leases, world)
             plan = kind.plan(conf, leases, ends)
             # What is shared may depend on the addresses: the bridge's own.
             preflight([step for step in plan if isinstance(step, Ensure)], world)
             added = apply(plan, world)
-            return _joined(previous, _made(kind, conf, leases, ends, world))
+            return _joined(_made(kind, conf, leases, ends, world), previous)
         except BaseException as e:
             undo(added, world, e)
             if ipam and not _is_left(ends, world):
                 _give_back(request, e)
             raise
+
+
+def _clear_away(request: Request, leases: Result, world: World) -> None:
+    """Have nothing lead to the addresses, or be keyed by them, that a dead owner left. Raises CniError."""
+    try:
+        ours = [name for _, name in world[HOST].tables() if name.startswith("cnikit_")]
+    except CniError:
+        return  # Where nfnetlink is missing, or refused, nothing has been made with it.
+    if leases.ips and ours:
+        from cnikit import leftovers
+
+        leftovers.clear(request.attachment, leases.ips, world)
 
 
 def _is_left(ends: Ends, world: World) -> bool:
@@ -171,14 +185,22 @@ def _mac(link: Link | None) -> str:
     return link.mac if link else ""
 
 
-def _joined(previous: Result, made: Result) -> Result:
-    """Append to what earlier plugins of a list gave: "must ... output prevResult, possibly modified"."""
-    shift = len(previous.interfaces)
-    ips = tuple(ip if ip.interface is None else ip.replace(interface=ip.interface + shift) for ip in made.ips)
+def _joined(made: Result, previous: Result) -> Result:
+    """Put before what earlier plugins of a list gave what was made: "must ... output prevResult, possibly modified".
+
+    Runtimes take the first address of a family for the container's. Nothing is kept of what loopback says of lo.
+    """
+    kept = [i for i, link in enumerate(previous.interfaces) if link.name != "lo" or not link.sandbox]
+    places = {old: len(made.interfaces) + new for new, old in enumerate(kept)}
+    ips = tuple(
+        ip.replace(interface=None if ip.interface is None else places[ip.interface])
+        for ip in previous.ips
+        if (ip.interface is None or ip.interface in places) and not is_loopback(parse_cidr(ip.address)[0])
+    )
     return Result(
-        interfaces=previous.interfaces + made.interfaces,
-        ips=previous.ips + ips,
-        routes=previous.routes + made.routes,
+        interfaces=(*made.interfaces, *(previous.interfaces[i] for i in kept)),
+        ips=made.ips + ips,
+        routes=made.routes + previous.routes,
         dns=made.dns if made.dns != result.DNS() else previous.dns,
     )
 
@@ -282,7 +304,8 @@ def _repair(kind: InterfaceKind, request: Request) -> tuple[str, ...]:
 def _as_added(kind: InterfaceKind, conf: Any, request: Request, previous: Result, world: World) -> tuple[Ends, Result]:
     """Return from prevResult what the plan of the ADD was made with."""
     ends = _found_ends(kind, conf, request, previous)
-    return ends, kind.settle(conf, _of_interface(previous, ends.ifname, world))
+    ips = result.own_addresses(previous, world.is_container, ends.ifname)
+    return ends, kind.settle(conf, previous.replace(interfaces=(), ips=ips))
 
 
 def _previous(request: Request) -> Result:
@@ -300,18 +323,6 @@ def _found_ends(kind: InterfaceKind, conf: Any, request: Request, previous: Resu
     ours = [name for name in listed if name in ownership.host_ends(request.attachment)]
     others = [name for name in listed if name not in shared and name.startswith("veth")]
     return usual.replace(host_end=(*ours, *others, usual.host_end)[0])
-
-
-def _of_interface(previous: Result, ifname: str, world: World) -> Result:
-    """Return the addresses that are on the container's interface, and the routes."""
-
-    def on_it(ip: IP) -> bool:
-        if ip.interface is None:
-            return False
-        link = previous.interfaces[ip.interface]
-        return link.name == ifname and world.is_container(link.sandbox)
-
-    return Result(ips=tuple(ip for ip in previous.ips if on_it(ip)), routes=previous.routes, dns=previous.dns)
 
 
 def _changed_macs(kind: InterfaceKind, conf: Any, ends: Ends, previous: Result, world: World) -> list[str]:

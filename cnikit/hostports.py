@@ -4,21 +4,22 @@ ports4, ports6             protocol and port: a container's address and port
 host_ports4, host_ports6   the same for one address of the host's
 ranges4, ranges6           ports in a row that keep their numbers: a container's address
 spares4, spares6           ports that another network of the same container has, to be taken over when it goes
-masquerade4, masquerade6   a container's address, and from where packets to it take the host's address
+masquerade4, masquerade6   a container's address, and from where packets to it take the host's address; nowhere is
+                           0.0.0.0 or ::, so that each address with ports is found here
 """
 
 from __future__ import annotations
 
 from _socket import AF_INET6
 
-from cnikit import ownership, spec
+from cnikit import ownership, ruleset, spec
 from cnikit.address import family, format_cidr, format_ip, network, parse_ip
 from cnikit.errors import CniError, invalid_config
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Element, Rule, Table, encoded
 from cnikit.objects import HOST, Make, Object
 from cnikit.plan import Add, Del, Ensure, Step
-from cnikit.ruleset import Member, member, owner
+from cnikit.ruleset import Member, Pair, member, owner, pair
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -154,7 +155,7 @@ def _port(name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) 
     return Port(HOST, name, TABLE, Element(name, key, data, comment))
 
 
-def masqueraded(packed: bytes, length: int, comment: str, everybody: bool) -> list[Member]:
+def masqueraded(packed: bytes, length: int, comment: str, everybody: bool) -> list[Pair]:
     """Return the elements by which packets to a container's published ports take the host's address.
 
     Those of its subnet, itself included, and of the host's own 127.0.0.1: answers to them would not come this way.
@@ -163,7 +164,31 @@ def masqueraded(packed: bytes, length: int, comment: str, everybody: bool) -> li
     sources = [format_cidr(bytes(len(packed)), 0)]
     if not everybody:
         sources = [format_cidr(network(packed, length), length), *([LOOPBACK] if version == 4 else [])]
-    return [member(TABLE, f"masquerade{version}", (format_ip(packed), source), (), comment) for source in sources]
+    return [pair(TABLE, f"masquerade{version}", format_ip(packed), source, comment) for source in sources]
+
+
+def unmasqueraded(packed: bytes, comment: str) -> Member:
+    """Return the element by which a container is found that no packets take the host's address to."""
+    nowhere = format_ip(bytes(len(packed)))
+    return member(TABLE, f"masquerade{4 if len(packed) == 4 else 6}", (format_ip(packed), nowhere), (), comment)
+
+
+def signs(packed: bytes) -> tuple[tuple[str, str], ...]:
+    """Return keys one of which is in masquerade4 or masquerade6 where ports lead to an address."""
+    address = format_ip(packed)
+    return (address, address), (address, format_ip(bytes(len(packed))))
+
+
+class FlowsTo(Object):
+    """What connection tracking remembers of UDP flows that are led to a container; name is its address.
+
+    They are deleted whatever port they came by. As with StaleFlows, failing to is no failure.
+    """
+
+    transaction = "conntrack"
+
+    def removal(self) -> str:
+        return f"conntrack -D -f {'ipv6' if ':' in self.name else 'ipv4'} -p udp --reply-src {self.name}"
 
 
 class StaleFlows(Object):
@@ -204,6 +229,8 @@ def stale_flows(element: Element) -> list[StaleFlows]:
 
 
 # Who holds a port
+
+LOCK = "/run/cnikit-portmap.lock"
 
 _ALL, _RARE = ("ports", "host_ports", "ranges"), ("host_ports", "ranges")
 
@@ -265,13 +292,8 @@ def _same_address(a: Element, b: Element) -> bool:
 
 
 def is_alive(found: Element, wanted: Element, world: World) -> bool:
-    """Tell whether a port's holder is somebody else who may be alive: he is dead when his tagged link is gone."""
-    if owner(found) == owner(wanted):
-        return False
-    if found.comment.endswith(ownership.UNLINKED):
-        return True
-    links = [world[HOST].link(name) for name in ownership.names_of(found.comment)]
-    return any(link and link.alias == found.comment for link in links)
+    """Tell whether a port's holder is somebody else who may be alive."""
+    return owner(found) != owner(wanted) and ruleset.is_alive(found.comment, world)
 
 
 def taken(wanted: Element, found: Element) -> CniError:
@@ -280,15 +302,16 @@ def taken(wanted: Element, found: Element) -> CniError:
     of = f" of {address[0]}" if address and not address[0].endswith("/0") else ""
     return CniError(
         spec.INVALID_CONFIG,
-        f"runtimeConfig.portMappings: host port {number}/{protocol}{of} is taken by {shown(found)}",
+        f"runtimeConfig.portMappings: host port {number}/{protocol}{of} is taken by {shown_owner(found.comment)}",
         f"{found.set} {' . '.join(found.key)} leads to {' . '.join(found.data)}; DEL of that attachment frees it",
     )
 
 
-def shown(element: Element) -> str:
-    """Say whose an element is: a container of a network."""
-    network, container, ifname = (*owner(element).removeprefix("cni:").rsplit("/", 2), "", "")[:3]
-    return f"container {container} ({ifname} of network {network})" if container else repr(element.comment)
+def shown_owner(tag: str) -> str:
+    """Say whose a tag is: a container of a network."""
+    whole = tag.removesuffix(ownership.UNLINKED)
+    network, container, ifname = (*whole.removeprefix("cni:").rsplit("/", 2), "", "")[:3]
+    return f"container {container} ({ifname} of network {network})" if container else repr(tag)
 
 
 def spare(element: Element) -> Member:
@@ -311,10 +334,10 @@ def _from_spare(element: Element) -> Port:
     return _port(f"host_ports{version}", (protocol, host_address, port), (address, inside), element.comment)
 
 
-def given_back(removals: Sequence[Del], world: World) -> list[Step]:
+def given_back(removals: Sequence[Step], world: World) -> list[Step]:
     """Return a clean-up in which spares of the same containers take over the ports that become free."""
     steps: list[Step] = list(removals)
-    removed = [step.what.element for step in removals if isinstance(step.what, Member)]
+    removed = [step.what.element for step in removals if isinstance(step, Del) and isinstance(step.what, Member)]
     spares = TABLE.replace(sets=tuple(s for s in TABLE.sets if s.name.startswith("spares")))
     for waiting in world[HOST].elements(spares, "cni:"):
         if waiting in removed:

@@ -273,9 +273,19 @@ def written(changes: Iterable[Change], tables: Mapping[str, Chains]) -> str:
 # Masquerading (ipMasq)
 
 
-def masquerade(attachment: Attachment, ips: Iterable[IP]) -> tuple[Step, ...]:
-    """Return the steps of an ADD with ipMasq: what leaves the addresses for outside their subnets is masqueraded."""
-    return tuple(Add(_masquerade(attachment, version, cidrs)) for version, cidrs in _by_version(ips) if cidrs)
+def masquerade(
+    attachment: Attachment, ips: Iterable[IP], excepted: Iterable[tuple[bytes, int]] = ()
+) -> tuple[Step, ...]:
+    """Return the steps of an ADD with ipMasq: what leaves the addresses for outside their subnets is masqueraded.
+
+    What is sent to the excepted subnets is not.
+    """
+    excepted = tuple(excepted)
+    return tuple(
+        Add(_masquerade(attachment, version, cidrs, [cidr for cidr in excepted if len(cidr[0]) * 8 == _BITS[version]]))
+        for version, cidrs in _by_version(ips)
+        if cidrs
+    )
 
 
 def masquerade_removal(attachment: Attachment, ips: Iterable[IP] = ()) -> tuple[Step, ...]:
@@ -286,10 +296,16 @@ def masquerade_removal(attachment: Attachment, ips: Iterable[IP] = ()) -> tuple[
     )
 
 
-def _masquerade(attachment: Attachment, version: int, cidrs: list[tuple[bytes, int]]) -> Rules:
+def _masquerade(
+    attachment: Attachment, version: int, cidrs: list[tuple[bytes, int]], excepted: Iterable[tuple[bytes, int]] = ()
+) -> Rules:
     chain = reference_chain("CNI-", attachment)
     comment = _comment(f'name: "{attachment.network}" id: "{attachment.container}"')
-    own: list[Rule] = []
+    # Ahead of what masquerades: another interface of the container may have made the chain.
+    own = [
+        Rule(chain, f"-d {format_cidr(packed, length)} {comment}" if length else comment, "ACCEPT", first=True)
+        for packed, length in excepted
+    ]
     for packed, length in cidrs:
         own += [
             Rule(chain, f"-d {format_cidr(network(packed, length), length)} {comment}", "ACCEPT"),
@@ -457,18 +473,32 @@ def ingress_policy(policy: str, bridge: str, versions: Iterable[int]) -> tuple[S
     """
     if policy == "open":
         return ()
+    rules = (
+        Rule("FORWARD", _BOTH_POLICIES, _STAGE_1, first=True),
+        *_of_link(policy, bridge),
+        Rule(_STAGE_1, _BOTH_POLICIES, "RETURN"),
+        Rule(_STAGE_2, _BOTH_POLICIES, "RETURN"),
+    )
+    return tuple(Set(Rules(HOST, "filter", version, (_STAGE_1, _STAGE_2), rules)) for version in versions)
+
+
+def ingress_policy_removal(link: str, world: World) -> tuple[Step, ...]:
+    """Return the steps of a DEL where the link was the attachment's own, as ptp's: its rules serve nothing any more."""
+    if not world[HOST].chains_there("filter", (_STAGE_1,)):
+        return ()
+    own = tuple(rule for policy in ("same-bridge", "isolated") for rule in _of_link(policy, link))
+    return tuple(Del(Rules(HOST, "filter", version, own=own)) for version in PROGRAMS)
+
+
+def _of_link(policy: str, link: str) -> tuple[Rule, ...]:
+    """Return the rules of a policy that are about one link of the host's."""
     each = _comment(f"CNI firewall plugin rules (ingressPolicy: {policy})")
-    both = _comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)")
-    i, o = f"-i {_quoted(bridge)}", f"-o {_quoted(bridge)}"
-    rules = [
-        Rule("FORWARD", both, _STAGE_1, first=True),
+    i, o = f"-i {_quoted(link)}", f"-o {_quoted(link)}"
+    return (
         Rule(_STAGE_1, f"{i} ! {o} {each}", _STAGE_2, first=True),
-        *([Rule(_STAGE_1, f"{i} {o} {each}", "DROP", first=True)] if policy == "isolated" else []),
-        Rule(_STAGE_1, both, "RETURN"),
-        Rule(_STAGE_2, f"{o} {both}", "DROP", first=True),
-        Rule(_STAGE_2, both, "RETURN"),
-    ]
-    return tuple(Set(Rules(HOST, "filter", version, (_STAGE_1, _STAGE_2), tuple(rules))) for version in versions)
+        *((Rule(_STAGE_1, f"{i} {o} {each}", "DROP", first=True),) if policy == "isolated" else ()),
+        Rule(_STAGE_2, f"{o} {_BOTH_POLICIES}", "DROP", first=True),
+    )
 
 
 # Garbage collection
@@ -524,6 +554,9 @@ def _comment(text: str) -> str:
     # The reference cuts at 253, adds three dots, and the kernel keeps two of them.
     cut = text if len(text) <= LONGEST_COMMENT else text[:253] + ".."
     return f"-m comment --comment {_quoted(cut)}"
+
+
+_BOTH_POLICIES = _comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)")
 
 
 def _check_chain(key: str, name: str) -> None:

@@ -51,9 +51,10 @@ def decode(data: bytes) -> Any:
     """Return the value of a JSON document in UTF-8.
 
     Raises ValueError with a message for people when it is none; NaN, Infinity and 1e999, which Python's json lets
-    through, are none. Nor is one nested more than DEEPEST deep: what is read can be shown and written, too.
+    through, are none. Nor is one nested more than DEEPEST deep: what is read can be shown and written, too. No string
+    holds half a surrogate pair: see _text.
     """
-    text = data.decode("utf-8")
+    text = _text(data)
     stripped = text.strip(" \t\n\r")
     try:
         value, end = _scan(stripped, 0)
@@ -72,7 +73,28 @@ def pairs(data: bytes) -> Any:
 
     So a key that is given twice can be seen.
     """
-    return make_scanner(_Pairs)(data.decode("utf-8").strip(" \t\n\r"), 0)[0]  # type: ignore[arg-type]
+    return make_scanner(_Pairs)(_text(data).strip(" \t\n\r"), 0)[0]  # type: ignore[arg-type]
+
+
+def _text(data: bytes) -> str:
+    """Return a document's text, in whose strings U+FFFD stands for what is no character, as in Go's encoding/json.
+
+    That is each byte that is not part of UTF-8, and each escape that is half a surrogate pair.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("utf-8", "surrogateescape").translate(dict.fromkeys(range(0xDC80, 0xDD00), 0xFFFD))
+    return _without_halves(text) if "\\ud" in text or "\\uD" in text else text
+
+
+def _without_halves(text: str) -> str:
+    import re
+
+    # A backslash that is escaped begins no escape, and a whole pair is a character.
+    x = "[0-9a-fA-F]"
+    escapes = rf"\\\\|\\u[dD][89abAB]{x}{x}\\u[dD][c-fC-F]{x}{x}|(\\u[dD][89a-fA-F]{x}{x})"
+    return re.sub(escapes, lambda found: r"\ufffd" if found[1] else found[0], text)
 
 
 def _is_deep(value: Any) -> bool:

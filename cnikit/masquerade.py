@@ -13,7 +13,7 @@ from cnikit.address import contains, format_cidr, format_ip, network, parse_cidr
 from cnikit.netlink.nftables import Chain, Rule, Set, Table
 from cnikit.objects import HOST
 from cnikit.plan import Add, Ensure
-from cnikit.ruleset import Ruleset, member
+from cnikit.ruleset import Ruleset, member, pair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,15 +52,15 @@ TABLE = Table(
 )
 
 
-def steps(tag: str, ips: Sequence[IP]) -> tuple[Step, ...]:
-    """Return the steps that masquerade a container with these addresses."""
+def steps(tag: str, ips: Sequence[IP], excepted: Sequence[tuple[bytes, int]] = ()) -> tuple[Step, ...]:
+    """Return the steps that masquerade a container with these addresses, but for what it sends to excepted subnets."""
     made: list[Step] = [Ensure(Ruleset(HOST, TABLE.name, TABLE))]
     cidrs = [parse_cidr(ip.address) for ip in ips]
     for packed, _ in dict.fromkeys(cidrs):
         address, version = format_ip(packed), 4 if len(packed) == 4 else 6
-        subnets = _widest([(network(*cidr), cidr[1]) for cidr in cidrs if len(cidr[0]) == len(packed)])
+        subnets = [(network(*cidr), cidr[1]) for cidr in (*cidrs, *excepted) if len(cidr[0]) == len(packed)]
         made.append(Add(member(TABLE, f"sources{version}", (address,), (), tag)))
-        made += [Add(member(TABLE, f"inside{version}", (address, subnet), (), tag)) for subnet in subnets]
+        made += [Add(pair(TABLE, f"inside{version}", address, subnet, tag)) for subnet in _widest(subnets)]
     return tuple(made)
 
 

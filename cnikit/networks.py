@@ -1,14 +1,18 @@
 """Network configurations on disk: /etc/cni/net.d/*.conflist, and the single plugins of older days, *.conf and *.json.
 
 Source: specification section 1, "Network configuration format". A single plugin becomes a list of one.
+
+Plugins of a list may also have files of their own, in the folder beside it that has the network's name: NAME/*.conf, in
+the order of their names, after those in the list, unless the list says `loadOnlyInlinedPlugins`. That is libcni's,
+since 1.3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cnikit import jsontext, spec
 from cnikit.errors import CniError
@@ -18,6 +22,9 @@ DEFAULT_FOLDER = "/etc/cni/net.d"
 
 _SUFFIXES = (".conflist", ".conf", ".json")
 _LIST_KEYS = ("name", "cniVersion", "cniVersions", "disableCheck", "disableGC")
+_INLINED_ONLY = "loadOnlyInlinedPlugins"
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Network:
     name: str
     version: str  # the newest of cniVersion and cniVersions that this library knows
     plugins: tuple[Plugin, ...]
-    source: bytes  # the list as JSON, which goes into the cache beside each result
+    source: bytes  # the list as JSON, all plugins in it, which goes into the cache beside each result
     disable_check: bool = False
     disable_gc: bool = False
 
@@ -73,22 +80,57 @@ def load(folder: str | Path, name: str) -> Network:
 
 
 def read(file: Path) -> Network:
-    """Return the network of one file. Raises CniError naming the file and the key."""
+    """Return the network of one file, plugins beside it included. Raises CniError naming the file and the key."""
+    return _named(file, _whole)
+
+
+def _whole(file: Path) -> Network:
+    data = file.read_bytes()
+    return parse(data, _separate(file, Fields(_decode(data))))
+
+
+def _separate(file: Path, f: Fields) -> list[dict[str, Any]]:
+    """Return the plugins of a list that have files of their own. Raises CniError naming the file and the key."""
+    is_list = f.has("plugins") or not f.has("type") or file.suffix == ".conflist"
+    if not is_list or _boolean(f, _INLINED_ONLY):
+        return []
+    folder = file.parent / _name(f)
     try:
-        return parse(file.read_bytes())
+        files = sorted(one for one in folder.iterdir() if one.suffix == ".conf" and not one.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [_named(one, _separate_plugin) for one in files]
+
+
+def _separate_plugin(file: Path) -> dict[str, Any]:
+    raw = _decode(file.read_bytes())
+    _plugin(Fields(raw), raw)
+    return raw
+
+
+def _named(file: Path, read: Callable[[Path], _T]) -> _T:
+    """Read a file; errors name it."""
+    try:
+        return read(file)
     except OSError as e:
-        raise CniError(spec.IO_FAILURE, f"{file}: {e.strerror}") from None
+        raise CniError(spec.IO_FAILURE, f"{e.filename or file}: {e.strerror}") from None
     except CniError as e:
         raise CniError(e.code, f"{file}: {e.msg}", e.details) from None
 
 
-def parse(data: bytes) -> Network:
-    """Return the network that a document describes. Raises CniError naming the key."""
+def parse(data: bytes, separate: Sequence[Mapping[str, Any]] = ()) -> Network:
+    """Return the network that a document describes, with plugins from elsewhere. Raises CniError naming the key."""
     raw = _decode(data)
     f = Fields(raw)
-    if not f.has("plugins"):
+    if separate and (f.objects("plugins") or not f.has("plugins")):
+        replaced = {"plugins": [*(f.raw("plugins") or ()), *separate], _INLINED_ONLY: True}
+        others = {key: value for key, value in raw.items() if key.lower() not in ("plugins", _INLINED_ONLY.lower())}
+        raw = {**others, **replaced}
+        data = jsontext.encode(raw, indent=None).encode()
+    elif not f.has("plugins"):
         if not f.has("type"):
-            raise f.invalid("plugins", "is missing", "a list has plugins, a single plugin has a type")
+            why = "a list has plugins, or files NAME/*.conf beside it; a single plugin has a type"
+            raise f.invalid("plugins", "is missing", why)
         raw = {**{key: raw[key] for key in _LIST_KEYS if key in raw}, "plugins": [raw]}
         data = jsontext.encode(raw, indent=None).encode()
     return Network(
@@ -103,7 +145,7 @@ def parse(data: bytes) -> Network:
 
 def _files(folder: Path) -> list[Path]:
     try:
-        files = [file for file in folder.iterdir() if file.suffix in _SUFFIXES]
+        files = [file for file in folder.iterdir() if file.suffix in _SUFFIXES and not file.is_dir()]
     except OSError as e:
         raise CniError(
             spec.IO_FAILURE, f"{folder}: {e.strerror}", "network configurations are looked for there (NETCONFPATH)"

@@ -28,7 +28,7 @@ from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Protocol
 
     from cnikit.iptables import Chains
@@ -59,11 +59,17 @@ if TYPE_CHECKING:
         def sysctl(self, name: str) -> str:
             """Return a sysctl's value; raise OSError when there is none."""
 
+        def tables(self) -> Collection[tuple[str, str]]:
+            """Return family and name of all nftables tables there are."""
+
         def rules(self, table: Table) -> Sequence[tuple[str, str]]:
             """Return chain and comment of the rules of an nftables table, none when there is no such table."""
 
-        def has_chain(self, table: str, name: str) -> bool:
-            """Tell whether iptables has a chain, of either family and variant. Raises CniError (7) without iptables."""
+        def chains_there(self, table: str, names: Collection[str]) -> Collection[str]:
+            """Return those of these chains that iptables has, of either family and variant.
+
+            Raises CniError (7) without iptables.
+            """
 
         def dropping(self, hook: str) -> Sequence[tuple[str, str, str]]:
             """Return family, table and name of the nftables chains on a hook that drop what they do not accept."""
@@ -71,8 +77,11 @@ if TYPE_CHECKING:
         def element(self, table: Table, wanted: Element) -> Element | None:
             """Return what is in a set under an element's key, or in an interval around it."""
 
+        def held(self, asked: Sequence[tuple[Table, Element]]) -> Sequence[Element]:
+            """Return what is there under these keys, of whatever tables; what is not there is left out."""
+
         def elements(self, table: Table, prefix: str) -> Sequence[Element]:
-            """Return the elements of a table's sets whose comment begins so."""
+            """Return the elements of a table's sets of which an owner's tag begins so."""
 
         def chains(self, version: int, table: str, variant: str = "") -> Chains:
             """Return the rules of each chain of an iptables table, version 4 or 6, variant "" or "-legacy"."""
@@ -148,6 +157,10 @@ class Object(Value):
     def changes(self, world: World) -> Sequence[Change]:
         """Return what must be done to have it."""
         return (Make(self),)
+
+    def removals(self, world: World) -> Sequence[Change]:
+        """Return what must be done to undo that."""
+        return (Remove(self),)
 
     def message(self, removing: bool) -> Message | None:
         """Return the rtnetlink message that makes or removes it, if that takes no look at the kernel."""

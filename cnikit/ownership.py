@@ -38,6 +38,12 @@ def tag(attachment: Attachment) -> str:
     return f"cni:{_short(attachment.network)}/{_short(attachment.container)}/{attachment.ifname}"
 
 
+def attachment(owner: str) -> Attachment | None:
+    """Return whose tag it is, None where a part is a hash."""
+    parts = owner.removeprefix("cni:").removesuffix(UNLINKED).split("/")
+    return Attachment(*parts) if len(parts) == 3 and "~" not in (parts[0][:1], parts[1][:1]) else None
+
+
 def network_tags(network: str) -> tuple[str, str]:
     """Return what the tags of a network's attachments begin with, in full and shortened."""
     return f"cni:{network}/", f"cni:{_short(network)}/"
@@ -51,6 +57,16 @@ def same_container(one: str, other: str) -> bool:
         return part if part.startswith("~") else _short(part)
 
     return container(one) == container(other)
+
+
+def same_network(one: str, other: str) -> bool:
+    """Tell whether two tags are of one network."""
+
+    def network(owner: str) -> str:
+        part = owner.removeprefix("cni:").partition("/")[0]
+        return part if part.startswith("~") else _short(part)
+
+    return network(one) == network(other)
 
 
 def kept(request: Request) -> frozenset[str]:

@@ -37,6 +37,10 @@ class Step(Value):
 
     what: Object
 
+    def change(self) -> Change:
+        """Return the change it is where nothing needs to be looked at: in a clean-up."""
+        return Make(self.what)
+
 
 class Ensure(Step):
     """Make it so where it is not."""
@@ -52,6 +56,10 @@ class Set(Step):
 
 class Del(Step):
     """Take it away."""
+
+    def change(self) -> Change:
+        """Return the change it is."""
+        return Remove(self.what)
 
 
 def preflight(plan: Iterable[Step], world: World) -> None:
@@ -131,7 +139,7 @@ def _do(steps: list[Step], world: World, added: list[Object]) -> None:
     failed: list[CniError] = []
     for (step, change), refusal in zip(doing, refusals, strict=False):
         if refusal is None:
-            if isinstance(step, Add) and change.what == step.what:
+            if isinstance(step, Add) and isinstance(change, Make):
                 added.append(step.what)
         elif refusal.errno != ECANCELED:
             failed.append(_reason(change, refusal, world))
@@ -159,9 +167,17 @@ def _reason(change: Change, refusal: Refusal, world: World) -> CniError:
 
 def undo(added: list[Object], world: World, cause: BaseException) -> None:
     """Take away what was added, last first; the error that is the cause says what could not be."""
-    faults = [fault for what in reversed(added) for fault in _tried(Remove(what), world)]
+    faults = [fault for what in reversed(added) for fault in _undone(what, world)]
     if isinstance(cause, CniError):
         cause.details = "; ".join(filter(None, (cause.details, *(f"not undone: {fault.msg}" for fault in faults))))
+
+
+def _undone(what: Object, world: World) -> list[CniError]:
+    try:
+        changes = what.removals(world)
+    except CniError as e:
+        return [e]
+    return [fault for change in changes for fault in _tried(change, world)]
 
 
 def _tried(change: Change, world: World) -> list[CniError]:
@@ -194,7 +210,7 @@ def remove(plan: Iterable[Step], world: World) -> list[CniError]:
     """
     faults: list[CniError] = []
     for steps in _runs(plan, lambda step: step.what.transaction or id(step)):
-        changes = [Remove(step.what) if isinstance(step, Del) else Make(step.what) for step in steps]
+        changes = [step.change() for step in steps]
         if len(changes) == 1 or not _done(changes, world):
             faults += [fault for change in changes for fault in _tried(change, world)]
     return faults

@@ -50,7 +50,7 @@ class Request(Value):
         """Return CNI_ARGS by key.
 
         A key this suite does not know is refused unless IgnoreUnknown=1 is among them, as the reference does;
-        a closing semicolon is forgiven.
+        a closing semicolon is forgiven. An empty value of a key that it knows is no wish, and left out.
         """
         pairs: dict[str, str] = {}
         args = self.args.removesuffix(";")
@@ -59,13 +59,14 @@ class Request(Value):
             if not equals or "=" in value:
                 raise invalid_environment("CNI_ARGS", f"invalid pair {piece!r}", "write KEY=VALUE;KEY=VALUE")
             pairs[key] = value
-        ignore = pairs.pop("IgnoreUnknown", "0")
+        ignore = pairs.pop("IgnoreUnknown", "") or "0"
         if ignore.lower() not in ("1", "true", "0", "false"):
             raise invalid_environment("CNI_ARGS", f"IgnoreUnknown={ignore!r} is not one of 1, true, 0, false")
-        unknown = [key for key in pairs if key not in ("IP", "MAC", "GATEWAY")]
+        known = ("IP", "MAC", "GATEWAY")
+        unknown = [key for key in pairs if key not in known]
         if unknown and ignore.lower() in ("0", "false"):
             raise invalid_environment("CNI_ARGS", f"unknown args {unknown}", "IgnoreUnknown=1 lets them pass")
-        return pairs
+        return {key: value for key, value in pairs.items() if value or key not in known}
 
     def valid_attachments(self) -> frozenset[tuple[str, str]]:
         """Return container and ifname of all attachments that GC shall keep. Raises CniError, code 7.

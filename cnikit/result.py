@@ -2,12 +2,15 @@
 
 In 0.1.0 and 0.2.0 a result is one address a family (`ip4`, `ip6`); from 0.3.0 on lists of interfaces, ips and routes,
 ips with a `version` until 0.4.0. Source: specification section 5 "Success", and of each older version.
+
+Addresses are held and printed in the kernel's spelling, and a route's destination without host bits, however a
+configuration or another plugin writes them. What is tolerated beside that is a table in tests/test_tolerance.py.
 """
 
 from __future__ import annotations
 
 from cnikit import spec
-from cnikit.address import parse_cidr, parse_ip
+from cnikit.address import format_cidr, format_ip, is_loopback, network, parse_cidr, parse_ip
 from cnikit.errors import CniError
 from cnikit.fields import Fields
 from cnikit.value import Value
@@ -70,37 +73,51 @@ class Result(Value):
 
 
 def _ip(f: Fields, key: str) -> str:
-    f.parsed(key, parse_ip)
-    return f.string(key)
+    packed = f.parsed(key, parse_ip)
+    return format_ip(packed) if packed else ""
 
 
 def _cidr(f: Fields, key: str) -> str:
-    f.parsed(key, parse_cidr)
-    return f.string(key)
+    parsed = f.parsed(key, parse_cidr)
+    return format_cidr(*parsed) if parsed else ""
+
+
+def _subnet(f: Fields, key: str) -> str:
+    parsed = f.parsed(key, parse_cidr)
+    return format_cidr(network(*parsed), parsed[1]) if parsed else ""
+
+
+def _any_integer(f: Fields, key: str) -> int | None:
+    return f.optional_integer(key, low=-(2**63), high=2**63 - 1)
+
+
+def _mtu(f: Fields, key: str) -> int:
+    """Read what is only shown: less than nothing is none."""
+    return max(_any_integer(f, key) or 0, 0)
 
 
 def _scope(f: Fields, key: str) -> int | None:
     return f.optional_integer(key, high=255)
 
 
-# A record's JSON keys: key, field, how it is read. Written in this order, and left out when empty; an integer that
-# may be None keeps its 0 (pointers in the reference).
+# A record's JSON keys: key, field, how it is read. Written in this order, and left out when empty, but for a name; an
+# integer that may be None keeps its 0 (pointers in the reference).
 _KEYS: dict[type[Value], tuple[tuple[str, str, Callable[[Fields, str], Any]], ...]] = {
     Interface: (
         ("name", "name", Fields.string),
         ("mac", "mac", Fields.string),
-        ("mtu", "mtu", Fields.integer),
+        ("mtu", "mtu", _mtu),
         ("sandbox", "sandbox", Fields.string),
         ("socketPath", "socket_path", Fields.string),
         ("pciID", "pci_id", Fields.string),
     ),
     IP: (
-        ("interface", "interface", Fields.optional_integer),
+        ("interface", "interface", _any_integer),
         ("address", "address", _cidr),
         ("gateway", "gateway", _ip),
     ),
     Route: (
-        ("dst", "dst", _cidr),
+        ("dst", "dst", _subnet),
         ("gw", "gw", _ip),
         ("mtu", "mtu", Fields.integer),
         ("advmss", "advmss", Fields.integer),
@@ -144,7 +161,7 @@ def write(value: Value) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for key, field, _ in _KEYS[type(value)]:
         content = getattr(value, field)
-        if content or (content == 0 and getattr(type(value), field) is None):
+        if content or key == "name" or (content == 0 and getattr(type(value), field) is None):
             shown[key] = content
     return shown
 
@@ -163,8 +180,11 @@ def parse(f: Fields, default_version: str) -> Result:
 
 
 def _indexed(ip: IP, interfaces: int) -> IP:
-    """Take an index into nothing for none, as the reference does: IPAM plugins have no interfaces to speak of."""
-    return ip.replace(interface=None) if ip.interface is not None and ip.interface >= interfaces else ip
+    """Take an index into nothing for none, as the reference does: IPAM plugins have no interfaces to speak of.
+
+    Left as it is, it would be an index of the interfaces that this plugin adds.
+    """
+    return ip if ip.interface is None or 0 <= ip.interface < interfaces else ip.replace(interface=None)
 
 
 def _parse_per_family(f: Fields, dns: DNS) -> Result:
@@ -178,6 +198,25 @@ def _parse_per_family(f: Fields, dns: DNS) -> Result:
             ips.append(IP(_cidr(one, "ip"), _ip(one, "gateway")))
             routes += listed(Route, one, "routes")
     return Result((), tuple(ips), tuple(routes), dns)
+
+
+def own_addresses(given: Result, is_here: Callable[[str], bool], ifname: str = "") -> tuple[IP, ...]:
+    """Return the addresses of the container's interface of that name, or, with "", of the attachment as a whole.
+
+    is_here tells which sandbox is the container's. Loopback's addresses and those in other sandboxes never count. One
+    that names no interface is the attachment's, and the interface's where no other is: IPAM plugins and versions before
+    0.3.0 name none. One on a link of the host's is the attachment's.
+    """
+    found = [
+        (ip, on)
+        for ip in given.ips
+        for on in (None if ip.interface is None else given.interfaces[ip.interface],)
+        if not is_loopback(parse_cidr(ip.address)[0]) and not (on and on.sandbox and not is_here(on.sandbox))
+    ]
+    if not ifname:
+        return tuple(ip for ip, _ in found)
+    named = tuple(ip for ip, on in found if on and on.sandbox and on.name == ifname)
+    return named or tuple(ip for ip, on in found if on is None)
 
 
 def document(result: Result, version: str) -> dict[str, Any]:

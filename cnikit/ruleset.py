@@ -10,7 +10,7 @@ from cnikit import ownership
 from cnikit.netlink import nftables
 from cnikit.objects import HOST, Make, Object, Remove
 from cnikit.ownership import UNLINKED
-from cnikit.plan import Del
+from cnikit.plan import Add, Del
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cnikit.netlink.codec import Message
     from cnikit.netlink.nftables import Element, Rule, Table
     from cnikit.objects import Change, World
+    from cnikit.plan import Step
     from cnikit.request import Request
 
 
@@ -110,16 +111,66 @@ class Member(Object):
 
     def fault(self, world: World) -> str:
         found = world[self.where].element(self.table, self.element)
-        if found is None:
+        if found is None or self._bounds(found) != self._bounds(self.element):
             return f"nftables: there is no {self._text()}"
         if found.data != self.element.data:
             return f"nftables: {self._text()} leads to {' . '.join(found.data)}, not {' . '.join(self.element.data)}"
-        return "" if owner(found) == owner(self.element) else f"nftables: {self._text()} belongs to {found.comment}"
+        return "" if owner(self.element) in owners(found) else f"nftables: {self._text()} belongs to {found.comment}"
+
+    def _bounds(self, element: Element) -> list[tuple[bytes, bytes]]:
+        """Return first and last value of each word: an interval is found by any key that lies in it."""
+        return list(map(nftables.encoded, self.table.set(self.name).key, element.key))
 
     def changes(self, world: World) -> Sequence[Change]:
-        # Whoever had the key before, mostly a container's address, has it no more: IPAM says who does.
         found = world[self.where].element(self.table, self.element)
-        return (Make(self),) if found is None else (Remove(self.replace(element=found)), Make(self))
+        return (Make(self),) if found is None else self._in_place_of(found, world)
+
+    def _in_place_of(self, found: Element, world: World) -> Sequence[Change]:
+        """Return what makes it where its key is taken."""
+        removal = Remove(self.replace(element=found))
+        if found.data or not is_alive_elsewhere(found.comment, self.element.comment, world):
+            # The key, mostly a container's address, is no longer its former owner's: IPAM says whose it is.
+            return (removal, Make(self))
+        if found.also and is_alive_elsewhere(found.also, self.element.comment, world):
+            return ()  # A third has the same address: its entry serves as long as one of the two is there.
+        return (removal, Make(self.replace(element=found.replace(also=self.element.comment))))
+
+    def removals(self, world: World) -> Sequence[Change]:
+        found = world[self.where].element(self.table, self.element)
+        ours = owner(self.element)
+        if found is None or not found.also or ours not in owners(found):
+            return (Remove(self),)
+        return [step.change() for step in taken_from(found, self.table, lambda tag: tag.removesuffix(UNLINKED) == ours)]
+
+
+class Pair(Member):
+    """A container's address and a subnet, in a set of intervals that has such a pair with the address's own subnet too.
+
+    The subnets of an address must not overlap. Those of an earlier ADD do where the configuration has changed since.
+    """
+
+    def changes(self, world: World) -> Sequence[Change]:
+        address = self.element.key[0]
+        host = world[self.where]
+        if host.element(self.table, self.element.replace(key=(address, address))) is None:
+            return (Make(self),)
+        listed = [element for element in host.elements(self.table, "") if element.set == self.name]
+        found = [element for element in listed if self._overlaps(element)]
+        for element in found:
+            if self._bounds(element) == self._bounds(self.element):
+                return self._in_place_of(element, world)
+        if any(is_alive_elsewhere(element.comment, self.element.comment, world) for element in found):
+            return ()  # Another network's container with this address has a subnet that is nearly ours.
+        return (*(Remove(self.replace(element=element)) for element in found), Make(self))
+
+    def _overlaps(self, element: Element) -> bool:
+        bounds = zip(self._bounds(element), self._bounds(self.element), strict=True)
+        return all(first <= end and start <= last for (first, last), (start, end) in bounds)
+
+
+def pair(table: Table, name: str, address: str, subnet: str, comment: str) -> Pair:
+    """Return such a pair as an object."""
+    return Pair(HOST, name, table, nftables.Element(name, (address, subnet), (), comment))
 
 
 def member(table: Table, name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) -> Member:
@@ -137,22 +188,57 @@ def whose_to_remove(request: Request, world: World) -> Callable[[str], bool]:
     whose = ownership.outdated(request)
     if not ownership.keeps_living(request):
         return whose
-    return lambda comment: whose(comment) and not _is_linked(comment, world)
+    return lambda comment: whose(comment) and (comment.endswith(UNLINKED) or not is_alive(comment, world))
 
 
-def _is_linked(tag: str, world: World) -> bool:
-    links = (world[HOST].link(name) for name in ownership.names_of(tag))
-    return any(link and link.alias == tag for link in links)
+def owners(element: Element) -> tuple[str, ...]:
+    """Return the tags of all attachments an element belongs to."""
+    return tuple(tag.removesuffix(UNLINKED) for tag in (element.comment, element.also) if tag)
 
 
-def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Del]:
-    """Return the steps that take away the elements DEL, or GC, is to."""
-    whose, network = whose_to_remove(request, world), request.attachment.network
-    prefixes = ownership.network_tags(network) if request.verb == "GC" else (ownership.tag(request.attachment),)
+def is_alive(comment: str, world: World) -> bool:
+    """Tell whether an element's owner may be alive, by its comment: a link has its tag, or no link of ours ever had."""
+    if comment.endswith(UNLINKED):
+        return True
+    links = [world[HOST].link(name) for name in ownership.names_of(comment)]
+    return any(link and link.alias == comment for link in links)
+
+
+def is_alive_elsewhere(comment: str, mine: str, world: World) -> bool:
+    """Tell whether the owner of an entry under an address may be alive, and have that address still.
+
+    A network that gives an address has it from no other attachment any more, whatever else is left of that one.
+    """
+    return not ownership.same_network(comment, mine) and is_alive(comment, world)
+
+
+def taken_from(element: Element, table: Table, whose: Callable[[str], bool]) -> list[Step]:
+    """Return the steps that take an element from those owners; a second one keeps it."""
+    left = [tag for tag in (element.comment, element.also) if tag and not whose(tag)]
+    if element.comment in left and element.also in (*left, ""):
+        return []
+    kept = [element.replace(comment=tag, also="") for tag in left]
     return [
-        Del(Member(HOST, element.set, table, element))
+        Del(Member(HOST, element.set, table, element)),
+        *(Add(Member(HOST, one.set, table, one)) for one in kept),
+    ]
+
+
+def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Step]:
+    """Return the steps that take away the elements DEL, or GC, is to. Where no such table is, one look says so."""
+    network = request.attachment.network
+    prefixes = ownership.network_tags(network) if request.verb == "GC" else (ownership.tag(request.attachment),)
+    return tagged(tables, prefixes, whose_to_remove(request, world), world)
+
+
+def tagged(tables: Iterable[Table], prefixes: Iterable[str], whose: Callable[[str], bool], world: World) -> list[Step]:
+    """Return the steps that take the elements of tables from those owners; their tags begin with one of prefixes."""
+    there = world[HOST].tables()
+    found = {
+        (table, element): None
         for table in tables
+        if (table.family, table.name) in there
         for prefix in dict.fromkeys(prefixes)
         for element in world[HOST].elements(table, prefix)
-        if whose(element.comment)
-    ]
+    }
+    return [step for table, element in found for step in taken_from(element, table, whose)]

@@ -27,7 +27,7 @@ An attachment gets one address of each set of ranges, that is of each list in `r
 | .rangeEnd | network's last | the last one, included; by default, in IPv4, the one before the broadcast address |
 | .gateway | network's first | never given, returned with each address; in the subnet, or link-local (IPv6) |
 | subnet, rangeStart, rangeEnd, gateway | | one more set, of one range, in the older way; nothing without subnet |
-| routes | none | returned as they are: dst, gw, mtu, advmss, priority, table, scope |
+| routes | none | returned, host bits of dst left out: dst, gw, mtu, advmss, priority, table, scope |
 | dataDir | /var/lib/cni/networks | where leases are kept; on a tmpfs they end with a reboot, as the containers do |
 | resolvConf | none | a resolv.conf to return as the result's dns |
 
@@ -85,6 +85,7 @@ from cnikit.effects.leases import Store
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.main import main
 from cnikit.plugin import Plugin
+from cnikit.request import Attachment
 from cnikit.result import DNS, IP, Result, Route
 from cnikit.value import Value
 
@@ -277,7 +278,9 @@ def _asked_for(request: Request) -> list[Wanted]:
         found.append(_read_wanted(arguments["IP"], "CNI_ARGS: IP", spec.INVALID_ENVIRONMENT))
     for f in (request.config.object("args").object("cni"), request.config.object("runtimeConfig")):
         found += [
-            _read_wanted(text, f"{f.where('ips')}[{i}]", spec.INVALID_CONFIG) for i, text in enumerate(f.strings("ips"))
+            _read_wanted(text, f"{f.where('ips')}[{i}]", spec.INVALID_CONFIG)
+            for i, text in enumerate(f.strings("ips"))
+            if text
         ]
     return found
 
@@ -336,7 +339,7 @@ def _free_one(store: Store, index: int, range_set: RangeSet, wanted: Wanted | No
     """Return the address to give: the one asked for, or the next that is free, of the living or of the dead."""
     address = _free(store, index, range_set, wanted)
     if address is None:
-        store.reclaim(request.attachment.network)
+        _reclaim(store, request.attachment.network)
         address = _free(store, index, range_set, wanted)
     if address is not None:
         return address
@@ -348,6 +351,19 @@ def _free_one(store: Store, index: int, range_set: RangeSet, wanted: Wanted | No
         f"{wanted.source}: {text} is leased to {leases.describe(store.content(text))}",
         _how_to_free(request),
     )
+
+
+def _reclaim(store: Store, network: str) -> None:
+    """Take back what the dead hold, and before that what they left in the kernel under their addresses."""
+    reclaimable = store.reclaimable(network)
+    extinct = [Attachment(network, *leases.split(owner)) for owner in reclaimable if owner]
+    if extinct:
+        from cnikit import leftovers
+        from cnikit.effects.kernel import World
+
+        with World() as world:
+            leftovers.clear_extinct(extinct, world)
+    store.reclaim(reclaimable)
 
 
 def _free(store: Store, index: int, range_set: RangeSet, wanted: Wanted | None) -> bytes | None:

@@ -20,7 +20,7 @@
 | key of `ipam` | |
 | --- | --- |
 | addresses | each `address` with its prefix length, and the `gateway` of its family if it has one |
-| routes | returned as they are: dst, gw, mtu, advmss, priority, table, scope |
+| routes | returned, host bits of dst left out: dst, gw, mtu, advmss, priority, table, scope |
 | dns | returned as it is: nameservers, domain, search, options |
 
 | beside it, in this order | |
@@ -162,7 +162,7 @@ def _with_arguments(addresses: list[Address], arguments: dict[str, str]) -> list
 
 
 def _listed(arguments: dict[str, str], key: str) -> list[str]:
-    found = [text.strip() for text in arguments[key].split(",")] if key in arguments else []
+    found = [text.strip() for text in arguments.get(key, "").split(",") if text.strip()]
     if len(found) > result.MOST[IP]:
         raise invalid_environment("CNI_ARGS", f"{key}: {len(found)} are too many, {result.MOST[IP]} is the most")
     return found
@@ -175,6 +175,8 @@ def _replaced(addresses: list[Address], f: Fields) -> list[Address]:
     if len(wanted) > result.MOST[IP]:
         raise f.invalid("ips", f"{len(wanted)} are too many, {result.MOST[IP]} is the most")
     for i, text in enumerate(wanted):
+        if not text:
+            continue
         try:
             address = Address(*parse_cidr(text))
         except ValueError as e:

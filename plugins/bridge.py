@@ -26,12 +26,17 @@ first container of the network and shared by all. Without `ipam` the container g
 | portIsolation | false | ports that are isolated do not reach each other, only the host and what it forwards to |
 | ipMasq | false | what leaves the container for outside its subnets takes the host's address (multicast does not) |
 | ipMasqBackend | nftables | or iptables, by the reference's chains |
+| ipMasqExcept | none | a list of further subnets that ipMasq does not apply to, of either family |
 | macspoofchk | false | the container can send from its own MAC address only |
 | mtu | kernel's | bytes, of the veth, and of a bridge that is created |
 | enabledad | false | IPv6 duplicate address detection, which takes up to 2 s |
 | disableContainerInterface | false | the container's end stays down; without ipam only |
 | ipam | none | `type` names the plugin that gives addresses |
 | dns | IPAM's | nameservers, domain, search, options for the result |
+
+`ipMasqExcept` is for networks that know the way to the containers: in a Kubernetes cluster, the ranges of all nodes'
+pods (["10.244.0.0/16", "fd00:244::/32"]). A changed list applies to containers that are attached afterwards: CHECK of
+an earlier one names the subnets it lacks, and `cnitool repair` adds them.
 
 The container's MAC address may be asked for: CNI_ARGS `MAC`, `args.cni.mac`, `runtimeConfig.mac` (capability `mac`),
 the last one given wins. Otherwise it is made from the address, IPv4's if there is one (0a:58 and its four bytes): who
@@ -54,9 +59,9 @@ gateway counts as one.
 
 from __future__ import annotations
 
-from cnikit import configure, spec
+from cnikit import configure, result, spec
 from cnikit.address import format_ip, is_default, is_link_local, network, parse_cidr, plus
-from cnikit.errors import invalid_config, unsupported
+from cnikit.errors import CniError, invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
 from cnikit.main import main
 from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Make, Port, Sysctl, Up, Veth
@@ -76,6 +81,9 @@ if TYPE_CHECKING:
 
 _LATER = ("vlan", "vlanTrunk", "preserveDefaultVlan")
 
+# Subnets of ipMasqExcept: an ADD makes as many elements for each address, and compares each with all others.
+MOST_EXCEPTED = 128
+
 
 class Conf(Value):
     """The configuration, checked."""
@@ -92,6 +100,7 @@ class Conf(Value):
     dad: bool
     down: bool
     masquerade: str
+    excepted: tuple[tuple[bytes, int], ...]
     only_mac: bool
     config: Fields
 
@@ -119,6 +128,7 @@ def parse(request: Request) -> Conf:
         dad=config.boolean("enabledad"),
         down=config.boolean("disableContainerInterface"),
         masquerade=_backend(config) if config.boolean("ipMasq") else "",
+        excepted=_excepted(config),
         only_mac=config.boolean("macspoofchk"),
         config=config,
     )
@@ -138,6 +148,22 @@ def _backend(config: Fields) -> str:
     if backend not in ("nftables", "iptables"):
         raise config.invalid("ipMasqBackend", f"{backend!r} is neither 'nftables' nor 'iptables'")
     return backend
+
+
+def _excepted(config: Fields) -> tuple[tuple[bytes, int], ...]:
+    """Read the subnets that a container reaches under its own address."""
+    key = "ipMasqExcept"
+    texts = config.strings(key)
+    if len(texts) > MOST_EXCEPTED:
+        raise config.invalid(key, f"{len(texts)} subnets are too many, {MOST_EXCEPTED} is the most")
+    subnets = []
+    for i, text in enumerate(texts):
+        try:
+            packed, length = parse_cidr(text)
+        except ValueError as e:
+            raise config.invalid(f"{key}[{i}]", str(e)) from None
+        subnets.append((network(packed, length), length))
+    return tuple(subnets)
 
 
 def settle(conf: Conf, leases: Result) -> Result:
@@ -208,11 +234,11 @@ def _rules(conf: Conf, leases: Result, ends: Ends, mac: str) -> list[Step]:
     if conf.masquerade == "nftables":
         from cnikit import masquerade
 
-        steps += masquerade.steps(ends.tag, leases.ips)
+        steps += masquerade.steps(ends.tag, leases.ips, conf.excepted)
     elif conf.masquerade == "iptables":
         from cnikit import iptables
 
-        steps += iptables.masquerade(ends.attachment, leases.ips)
+        steps += iptables.masquerade(ends.attachment, leases.ips, conf.excepted)
     return steps
 
 
@@ -247,20 +273,21 @@ def host_links(conf: Conf, ends: Ends) -> tuple[str, ...]:
 
 
 def leavings(request: Request, world: World) -> list[Listing]:
-    """Return what lists what is beside the links: on DEL what is configured, on GC whatever there is."""
-    listings: list[Listing] = []
-    if request.verb == "GC" or request.config.raw("macspoofchk"):
-        from cnikit import macspoofchk
-        from cnikit.ruleset import outdated
+    """Return what lists what is beside the links, whatever is configured: that may have been another at the ADD."""
+    try:
+        nothing = not world[HOST].tables() and not world[HOST].legacy("nat")
+    except CniError:
+        # Where nfnetlink is missing, or refused, nothing of it is this container's.
+        nothing = not (request.config.raw("ipMasq") or request.config.raw("macspoofchk"))
+    if nothing:
+        return []
+    from cnikit import adopted, macspoofchk, masquerade
+    from cnikit.ruleset import outdated
 
-        listings.append(lambda: outdated((macspoofchk.TABLE,), request, world))
-    if request.verb == "GC" or request.config.raw("ipMasq"):
-        from cnikit import adopted, masquerade
-        from cnikit.ruleset import outdated
-
-        listings.append(lambda: outdated((masquerade.TABLE,), request, world))
-        listings.append(lambda: adopted.masquerade(request, world))
-    return listings
+    return [
+        lambda: outdated((macspoofchk.TABLE, masquerade.TABLE), request, world),
+        lambda: adopted.masquerade(request, world),
+    ]
 
 
 def hand_over(request: Request, world: World, container_end: Callable[[], Link | None]) -> None:
@@ -269,7 +296,8 @@ def hand_over(request: Request, world: World, container_end: Callable[[], Link |
     Most have it themselves, as prevResult says, and need not be looked for.
     """
     previous = request.remembered()
-    given = [parse_cidr(ip.address)[0] for ip in previous.ips]
+    ips = result.own_addresses(previous, world.is_container, request.attachment.ifname)
+    given = [parse_cidr(ip.address)[0] for ip in ips]
     macs = [end.mac.lower() for end in previous.interfaces if end.sandbox and end.name == request.attachment.ifname]
     link = None if macs and _are_made_from(macs, given) else container_end()
     if link is None:

@@ -43,9 +43,9 @@ from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
 from cnikit.effects import firewalld
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_config
+from cnikit.forwarding import ACCEPT_MARKED, ADMIN, MARK, TABLE
 from cnikit.main import main
-from cnikit.netlink import nftables
-from cnikit.netlink.nftables import Chain, Rule, Table
+from cnikit.netlink.nftables import Rule, Table
 from cnikit.objects import HOST
 from cnikit.plan import Add, Del, Ensure, Step, apply, clear, mend, preflight, remove
 from cnikit.plugin import Plugin
@@ -57,59 +57,14 @@ from cnikit.zones import ZoneSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from cnikit.request import Request
     from cnikit.result import Result
 
-MARK = 0x1000
 BACKENDS = ("", "nftables", "iptables", "firewalld")
 POLICIES = ("open", "same-bridge", "isolated")
-ADMIN, ZONE = "CNI-ADMIN", "trusted"
-
-_MARK = f"meta mark set meta mark | {MARK:#x}"
-ACCEPT_MARKED = Rule(f"meta mark & {MARK:#x} == {MARK:#x} accept", "cnikit: what its firewall lets through")
-
-
-def _marks(version: str, n: int) -> tuple[Rule, ...]:
-    to = f"{version} daddr @containers{n} {_MARK}"
-    return (
-        Rule(f"{version} saddr @containers{n} {_MARK}", "from containers"),
-        Rule(f"ct state established,related {to}", "answers to containers"),
-        Rule(f"ct status dnat {to}", "to published ports"),
-    )
-
-
-_APART = Rule(
-    "iifname @confined oifname @confined iifname . oifname != @within drop", "networks with an ingressPolicy are apart"
-)
-TABLE = Table(
-    "inet",
-    "cnikit_firewall",
-    (
-        nftables.Set("containers4", ("ipv4_addr",)),
-        nftables.Set("containers6", ("ipv6_addr",)),
-        nftables.Set("confined", ("ifname",)),
-        nftables.Set("within", ("ifname", "ifname")),
-    ),
-    (
-        Chain(ADMIN, open=True),
-        Chain("admins", open=True),
-        Chain(
-            "forward",
-            (
-                *_marks("ip", 4),
-                *_marks("ip6", 6),
-                Rule(f"jump {ADMIN}", "the administrator's own rules"),
-                Rule("jump admins", "and those in chains of other names"),
-                _APART,
-            ),
-            "filter",
-            "forward",
-            -10,
-        ),
-    ),
-)
+ZONE = "trusted"
 
 
 class Conf(Value):
@@ -140,8 +95,8 @@ def parse(request: Request) -> Conf:
     return conf
 
 
-def plan(conf: Conf, given: Result, comment: str) -> tuple[Step, ...]:
-    """Return the steps of an ADD with nftables."""
+def plan(conf: Conf, given: Result, comment: str, is_bridge: bool = True) -> tuple[Step, ...]:
+    """Return the steps of an ADD with nftables; is_bridge tells of the first of the host's links in the result."""
     steps: list[Step] = [Ensure(Ruleset(HOST, TABLE.name, TABLE))]
     if conf.admin != ADMIN:
         jump = Rule(f"jump {conf.admin}", f"the administrator's own rules: {conf.admin}")
@@ -150,11 +105,20 @@ def plan(conf: Conf, given: Result, comment: str) -> tuple[Step, ...]:
         Add(member(TABLE, f"containers{4 if len(address) == 4 else 6}", (format_ip(address),), (), comment))
         for address in _packed(given.ips)
     ]
-    return (*steps, *_policy(conf, given), *containers)
+    policy = _policy(conf, given) if is_bridge else _own_policy(conf, given, comment)
+    return (*steps, *policy, *containers)
+
+
+def _own_policy(conf: Conf, given: Result, comment: str) -> list[Add]:
+    """Return the steps of an ingressPolicy on a link of the attachment's own, as ptp makes one: they go with it."""
+    link, *_ = _host_links(conf, given)
+    confined = [Add(member(TABLE, "confined", (link,), (), comment))]
+    within = [Add(member(TABLE, "within", (link, link), (), comment))]
+    return {"open": [], "same-bridge": [*confined, *within], "isolated": [*confined]}[conf.policy]
 
 
 def _policy(conf: Conf, given: Result) -> list[Step]:
-    """Return the steps of an ingressPolicy. They stay, as the bridge does. Raises CniError where there is no bridge."""
+    """Return the steps of an ingressPolicy. They stay, as the bridge does. Raises CniError where there is no link."""
     bridge, *ports = _host_links(conf, given)
     if conf.policy == "open":
         return []
@@ -197,6 +161,7 @@ def accepting(world: World) -> list[Step]:
 def _plan(request: Request, world: World) -> list[Step]:
     """Return the steps of an ADD as things are on this host."""
     conf, given = parse(request), chained.previous(request)
+    given = given.replace(ips=chained.own_addresses(request, given))
     backend = conf.backend or ("firewalld" if firewalld.is_running() else "nftables")
     if backend == "iptables":
         from cnikit import iptables
@@ -205,12 +170,17 @@ def _plan(request: Request, world: World) -> list[Step]:
         versions = sorted({6 if ":" in ip.address else 4 for ip in given.ips})
         policy = iptables.ingress_policy(conf.policy, bridge, versions)
         return [*iptables.firewall(given.ips, conf.admin), *policy]
-    planned = plan(conf, given, chained.comment(request, world))
+    planned = plan(conf, given, chained.comment(request, world), _is_bridge(_host_links(conf, given)[0], world))
     # A port that bridge has isolated is not this plugin's to put back.
     native = [step for step in planned if not isinstance(step.what, Isolated) or step.what.fault(world)]
     if backend == "firewalld":
         return [*native, *(Add(ZoneSource(HOST, conf.zone, _whole(packed))) for packed in _packed(given.ips))]
     return [*native, *accepting(world)]
+
+
+def _is_bridge(name: str, world: World) -> bool:
+    link = world[HOST].link(name) if name else None
+    return link is not None and link.kind == "bridge"
 
 
 def _packed(ips: Iterable[IP]) -> dict[bytes, None]:
@@ -224,6 +194,7 @@ def _whole(packed: bytes) -> str:
 
 def _add(request: Request) -> Result:
     with World() as world:
+        chained.take_over(request, world)
         steps = _plan(request, world)
         preflight((step for step in steps if isinstance(step.what, ZoneSource)), world)
         apply(steps, world)
@@ -234,11 +205,12 @@ def _delete(request: Request) -> None:
     ownership.outdated(request)  # Without a list of whom to keep nothing is done.
     with World() as world:
         elements, faults = _listed(request, world)
-        given = request.remembered().ips if request.verb == "DEL" else ()
+        given = chained.own_addresses(request, request.remembered()) if request.verb == "DEL" else ()
         addresses = (*given, *_addresses(elements))
         others = (
             lambda: _zone_sources(request, addresses),
-            lambda: _iptables_rules(addresses, world),
+            lambda: adopted.firewall_of(addresses, world),
+            lambda: _policy_by_iptables(request, world),
         )
         faults += clear(others, world)
         # Where nothing else tells the addresses, the next try has to find the elements.
@@ -248,7 +220,7 @@ def _delete(request: Request) -> None:
         raise collected(faults, request.verb)
 
 
-def _listed(request: Request, world: World) -> tuple[list[Del], list[CniError]]:
+def _listed(request: Request, world: World) -> tuple[list[Step], list[CniError]]:
     """Return the steps that take away the elements, or why they cannot be listed."""
     try:
         return outdated((TABLE,), request, world), []
@@ -256,9 +228,12 @@ def _listed(request: Request, world: World) -> tuple[list[Del], list[CniError]]:
         return [], [e]
 
 
-def _addresses(elements: list[Del]) -> list[IP]:
-    found = [step.what.element.key[0] for step in elements if isinstance(step.what, Member)]
-    return [IP(_whole(parse_ip(address))) for address in found]
+def _addresses(steps: list[Step]) -> list[IP]:
+    """Return the containers' addresses that are nobody's any more after these steps."""
+    elements = [(step, step.what.element) for step in steps if isinstance(step.what, Member)]
+    kept = [element.key for step, element in elements if isinstance(step, Add)]
+    gone = [element for _, element in elements if element.set.startswith("containers") and element.key not in kept]
+    return [IP(_whole(parse_ip(element.key[0]))) for element in gone]
 
 
 def _zone_sources(request: Request, addresses: tuple[IP, ...]) -> list[Step]:
@@ -268,13 +243,14 @@ def _zone_sources(request: Request, addresses: tuple[IP, ...]) -> list[Step]:
     return [Del(ZoneSource(HOST, str(zone), _whole(packed))) for packed in _packed(addresses)]
 
 
-def _iptables_rules(addresses: tuple[IP, ...], world: World) -> Sequence[Step]:
-    """Return the steps that take away what the backend iptables, ours or the reference's, has for these addresses."""
-    if not addresses or not adopted.is_there("filter", "CNI-FORWARD", world):
+def _policy_by_iptables(request: Request, world: World) -> Iterable[Step]:
+    """Return the steps that take away the rules of an ingressPolicy on a link of the attachment's own."""
+    links = [link.name for link in request.remembered().interfaces if not link.sandbox][:1]
+    if request.verb == "GC" or not links or spec.ifname_fault(links[0]) or _is_bridge(links[0], world):
         return ()
     from cnikit import iptables
 
-    return iptables.firewall_removal(addresses)
+    return iptables.ingress_policy_removal(links[0], world)
 
 
 def _check(request: Request) -> None:

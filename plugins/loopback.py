@@ -12,7 +12,7 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6
 
 from cnikit import spec
-from cnikit.address import contains, family, format_cidr
+from cnikit.address import family, format_cidr, is_loopback
 from cnikit.effects.kernel import World, open_world
 from cnikit.errors import CniError
 from cnikit.main import main
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from cnikit.request import Request
 
 LO = Up(CONTAINER, "lo")
-_LOOPBACK = ((bytes((127, 0, 0, 0)), 8), (bytes(15) + b"\x01", 128))
 
 
 def add(request: Request) -> Result:
@@ -41,7 +40,7 @@ def add(request: Request) -> Result:
 
 def _only_loopback_addresses(world: World) -> None:
     for address in world[CONTAINER].addresses("lo"):
-        if not any(contains(subnet, length, address.packed) for subnet, length in _LOOPBACK):
+        if not is_loopback(address.packed):
             shown = format_cidr(address.packed, address.length)
             raise CniError(spec.INVALID_NETNS, f"lo has the address {shown}, which is no loopback address")
 

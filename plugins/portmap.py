@@ -19,7 +19,8 @@ The runtime says which ports: `runtimeConfig.portMappings`, a list of objects. `
 
 | key of a mapping | default | |
 | --- | --- | --- |
-| hostPort, containerPort | | 1 to 65535 |
+| hostPort | none | 1 to 65535; 0 or none publishes nothing: the container only listens there |
+| containerPort | | 1 to 65535 |
 | protocol | tcp | tcp, udp or sctp |
 | hostIP | any | only packets to this address of the host's; 0.0.0.0 and :: are all of that family |
 
@@ -40,6 +41,9 @@ element. What makes 127.0.0.1 work (the sysctl route_localnet) would also let th
 host's 127.0.0.1, so packets for or from 127.0.0.0/8 that did not come in on lo are dropped. IPv6 knows no such way:
 [::1] stays the host's own, and hostIP ::1 is refused.
 
+A mapping without hostPort, or for a hostIP of a family that the container has no address of, is left out, and ADD names
+it on stderr.
+
 A container on several networks may ask for a port on each, as podman does: it leads through the first, and through the
 next one when that goes.
 
@@ -51,7 +55,7 @@ from __future__ import annotations
 
 from cnikit import adopted, chained, hostports, ownership
 from cnikit.address import format_ip, parse_cidr, parse_ip
-from cnikit.effects import locks
+from cnikit.effects import locks, notes
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.hostports import TABLE, Mapping
@@ -65,14 +69,15 @@ from cnikit.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cnikit.fields import Fields
     from cnikit.request import Request
     from cnikit.result import Result
 
 
-LOCK = "/run/cnikit-portmap.lock"
+# Mappings that one line names.
+_FEW = 10
 
 
 class Conf(Value):
@@ -85,11 +90,13 @@ class Conf(Value):
     set_mark_chain: str
     conditions: dict[int, tuple[str, ...]]
     mappings: tuple[Mapping, ...]
+    unpublished: tuple[str, ...]  # where mappings stand that have no host port
 
 
 def parse(request: Request) -> Conf:
     """Read the configuration. Raises CniError."""
     config = request.config
+    given = config.object("runtimeConfig").objects("portMappings")
     conf = Conf(
         backend=config.string("backend"),
         snat=not config.has("snat") or config.boolean("snat"),
@@ -97,7 +104,8 @@ def parse(request: Request) -> Conf:
         mark_bit=config.integer("markMasqBit", default=13, high=31),
         set_mark_chain=config.string("externalSetMarkChain"),
         conditions={4: config.strings("conditionsV4"), 6: config.strings("conditionsV6")},
-        mappings=tuple(_mapping(given) for given in config.object("runtimeConfig").objects("portMappings")),
+        mappings=tuple(_mapping(one) for one in given if _is_published(one)),
+        unpublished=tuple(one.path for one in given if not _is_published(one)),
     )
     if conf.set_mark_chain and config.has("markMasqBit"):
         raise config.invalid("externalSetMarkChain", "cannot be used together with markMasqBit")
@@ -122,16 +130,18 @@ def _backend(conf: Conf, config: Fields) -> str:
     return backend
 
 
+def _is_published(given: Fields) -> bool:
+    """Tell whether a mapping has a host port. Kubernetes' need none: their container port is for the reader."""
+    return given.integer("hostPort", high=65535) != 0
+
+
 def _mapping(given: Fields) -> Mapping:
-    for key in ("hostPort", "containerPort"):
-        if not given.has(key):
-            raise given.invalid(key, "is missing")
-    protocol = given.string("protocol", default="tcp").lower()
+    if not given.has("containerPort"):
+        raise given.invalid("containerPort", "is missing")
+    protocol = given.string("protocol").lower() or "tcp"
     if protocol not in PROTOCOLS:
         raise given.invalid("protocol", f"{protocol!r} is none of {', '.join(PROTOCOLS)}")
     packed = given.parsed("hostIP", parse_ip)
-    if packed == bytes(15) + b"\1":
-        raise given.invalid("hostIP", "from ::1 there is no way to a container; 127.0.0.1 has one")
     host_port, container_port = (given.integer(key, low=1, high=65535) for key in ("hostPort", "containerPort"))
     return Mapping(protocol, host_port, container_port, format_ip(packed) if packed else "")
 
@@ -147,6 +157,8 @@ def plan(conf: Conf, addresses: tuple[str, ...], comment: str, way: str) -> tupl
         steps += _conditional(conf, packed, comment) or [Add(port) for port in ports]
         if conf.snat or conf.masq_all:
             steps += [Add(one) for one in hostports.masqueraded(packed, length, comment, conf.masq_all)]
+        else:
+            steps.append(Add(hostports.unmasqueraded(packed, comment)))
         if len(packed) == 4:
             steps += _route_localnet(conf, way)
         steps += [Set(old) for port in ports for old in hostports.stale_flows(port.element)]
@@ -174,7 +186,9 @@ def _plan(request: Request, world: World) -> list[Step]:
     """Return the steps of an ADD as things are: who else has the ports, and where the container is."""
     conf, given = parse(request), chained.previous(request)
     addresses = chained.addresses(request, given)
-    _refuse_family(conf, addresses)
+    if request.verb == "ADD":
+        _name_unserved(conf, addresses)
+    conf = _served(conf, addresses)
     if not (conf.mappings and addresses):
         return []
     way = next((world[HOST].way(packed) for packed, _ in map(parse_cidr, addresses) if len(packed) == 4), "")
@@ -183,7 +197,9 @@ def _plan(request: Request, world: World) -> list[Step]:
         guard = Ensure(Ruleset(HOST, TABLE.name, TABLE))
         natively = plan(conf.replace(conditions={4: (), 6: ()}), addresses, chained.comment(request, world), way)
         hostports.settled(natively, world)  # refuses a port that another container has by nftables
-        return [*_with_iptables(conf, addresses, request), guard, *_route_localnet(conf, way)]
+        comment, packed = chained.comment(request, world), [parse_cidr(cidr)[0] for cidr in addresses]
+        found = [Add(hostports.unmasqueraded(one, comment)) for one in packed if _of_family(conf, one)]
+        return [*_with_iptables(conf, addresses, request), guard, *found, *_route_localnet(conf, way)]
     return hostports.settled(plan(conf, addresses, chained.comment(request, world), way), world)
 
 
@@ -208,18 +224,45 @@ def _route_localnet(conf: Conf, way: str) -> list[Step]:
     return [Ensure(Sysctl(HOST, f"net/ipv4/conf/{way}/route_localnet", "1"))] if conf.snat and way else []
 
 
-def _refuse_family(conf: Conf, addresses: tuple[str, ...]) -> None:
-    """Raise CniError for a mapping that no address of the container is for."""
-    for mapping in conf.mappings:
-        if addresses and not any(mapping.is_for(parse_cidr(cidr)[0]) for cidr in addresses):
-            version = "IPv6" if ":" in mapping.host_ip else "IPv4"
-            why = f"hostIP {mapping.host_ip} of port {mapping.host_port}: the container has no {version} address"
+def _served(conf: Conf, addresses: tuple[str, ...]) -> Conf:
+    """Return the configuration with the mappings that an address of the container is for. Raises CniError."""
+    served = tuple(mapping for mapping in conf.mappings if _has_family(mapping, addresses))
+    for mapping in served:
+        if mapping.host_ip == "::1":
+            why = f"hostIP ::1 of port {mapping.host_port}: from ::1 there is no way to a container; 127.0.0.1 has one"
             raise invalid_config("runtimeConfig.portMappings", why)
+    return conf.replace(mappings=served)
+
+
+def _has_family(mapping: Mapping, addresses: tuple[str, ...]) -> bool:
+    return any(mapping.is_for(parse_cidr(cidr)[0]) for cidr in addresses)
+
+
+def _name_unserved(conf: Conf, addresses: tuple[str, ...]) -> None:
+    """Say on stderr which mappings publish nothing, and why."""
+    if conf.unpublished:
+        notes.say(f"no port is published by what has no hostPort: {_few(conf.unpublished)}")
+    if conf.mappings and not addresses:
+        notes.say("no port is published: the container has no address")
+        return
+    for version, colon in (("IPv4", False), ("IPv6", True)):
+        left = [m for m in conf.mappings if (":" in m.host_ip) == colon and not _has_family(m, addresses)]
+        if left:
+            ports = _few([f"{m.host_port}/{m.protocol} of {m.host_ip}" for m in left])
+            notes.say(f"not published, as the container has no {version} address: {ports}")
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return a list that can be read, however many it names."""
+    more = f", and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
 
 
 def _add(request: Request) -> Result:
+    with World() as world:
+        chained.take_over(request, world)
     # From the look at who has a port to its taking, and to its release, nobody else does either.
-    with locks.Locked(LOCK), World() as world:
+    with locks.Locked(hostports.LOCK), World() as world:
         steps = _plan(request, world)
         # Those whose fault would not be the kernel's to name.
         preflight((step for step in steps if step.what.transaction == "nft"), world)
@@ -230,7 +273,7 @@ def _add(request: Request) -> Result:
 def _delete(request: Request) -> None:
     ownership.outdated(request)  # Without a list of whom to keep nothing is done.
     with World() as world:
-        with locks.Locked(LOCK):
+        with locks.Locked(hostports.LOCK):
             freed, faults = _free(request, world)
         # Neither conntrack nor iptables makes others wait.
         listings = (
@@ -243,7 +286,7 @@ def _delete(request: Request) -> None:
         raise collected(faults, request.verb)
 
 
-def _free(request: Request, world: World) -> tuple[list[Del], list[CniError]]:
+def _free(request: Request, world: World) -> tuple[list[Step], list[CniError]]:
     """Take away the elements; return the steps that do, and what went wrong."""
     try:
         removals = outdated((TABLE,), request, world)
@@ -252,7 +295,7 @@ def _free(request: Request, world: World) -> tuple[list[Del], list[CniError]]:
         return [], [e]
 
 
-def _led(request: Request, freed: list[Del]) -> Iterable[hostports.StaleFlows]:
+def _led(request: Request, freed: list[Step]) -> Iterable[hostports.StaleFlows]:
     """Return the flows that elements may have led, and rules: those do not tell, so what is configured."""
     elements = [step.what.element for step in freed if isinstance(step.what, Member)]
     led = [old for element in elements for old in hostports.stale_flows(element)]
@@ -271,6 +314,8 @@ def _asked_for(request: Request) -> list[hostports.StaleFlows]:
 def _rules(request: Request, world: World) -> list[Step]:
     """Return the steps that take away what was published on conditions."""
     whose = whose_to_remove(request, world)
+    if (TABLE.family, TABLE.name) not in world[HOST].tables():
+        return []
     found = dict.fromkeys(one for one in world[HOST].rules(TABLE) if one[0].startswith("conditional"))
     return [Del(Foreign(HOST, chain, TABLE, said, whole=True)) for chain, said in found if whose(said)]
 
@@ -285,7 +330,7 @@ def _status(request: Request) -> None:
 
 
 def _repair(request: Request) -> tuple[str, ...]:
-    with locks.Locked(LOCK), World() as world:
+    with locks.Locked(hostports.LOCK), World() as world:
         return mend(_plan(request, world), world)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from socket import AF_INET6
 from typing import TYPE_CHECKING, Any, Self
 
 from cnikit.address import contains, format_cidr, parse_cidr
 from cnikit.conditions import Conditional
 from cnikit.errors import CniError
-from cnikit.hostports import StaleFlows
+from cnikit.hostports import FlowsTo, StaleFlows
 from cnikit.iptables import Edit, Rules
 from cnikit.netlink.nftables import Element, Table
 from cnikit.netlink.rtnetlink import (
@@ -84,7 +84,7 @@ class FakeNamespace:
         self.sysctls = dict(SYSCTLS)
         self.zones: dict[str, set[str]] = {"trusted": set(), "internal": set()}  # of firewalld
         self.flows: set[tuple[str, str, int]] = set()  # protocol, address and port first sent to
-        self.tables: dict[tuple[int, str], Chains] = {}
+        self.iptables: dict[tuple[int, str], Chains] = {}
         self.nftables = FakeNftables()
 
     def link(self, name: str) -> Link | None:
@@ -112,6 +112,11 @@ class FakeNamespace:
         links = [link for link in self.present.values() for a in self.bound.get(link.index, []) if _reaches(a, address)]
         return links[0].name if links else ""
 
+    def tables(self) -> set[tuple[str, str]]:
+        # iptables' own tables are there where there are chains of theirs.
+        families = {4: "ip", 6: "ip6"}
+        return {(families[version], table) for version, table in self.iptables} | self.nftables.tables()
+
     def rules(self, table: Table) -> list[tuple[str, str]]:
         return self.nftables.rules(table)
 
@@ -121,12 +126,16 @@ class FakeNamespace:
     def element(self, table: Table, wanted: Element) -> Element | None:
         return self.nftables.element(table, wanted)
 
+    def held(self, asked: Sequence[tuple[Table, Element]]) -> list[Element]:
+        found = (self.nftables.element(table, wanted) for table, wanted in asked)
+        return [element for element in found if element]
+
     def elements(self, table: Table, prefix: str) -> list[Element]:
         return self.nftables.elements(table, prefix)
 
     def chains(self, version: int, table: str, variant: str = "") -> Chains:
         assert not variant, "the fake has iptables of nftables' kind only"
-        return self.tables.get((version, table), {})
+        return self.iptables.get((version, table), {})
 
     def legacy(self, table: str) -> list[int]:
         assert table
@@ -135,8 +144,8 @@ class FakeNamespace:
     def unreadable(self, rules: Sequence[str]) -> str:
         return "syntax error" if any("nonsense" in rule for rule in rules) else ""
 
-    def has_chain(self, table: str, name: str) -> bool:
-        return any(name in self.chains(version, table) for version in (4, 6))
+    def chains_there(self, table: str, names: Collection[str]) -> set[str]:
+        return {name for name in names for version in (4, 6) if name in self.chains(version, table)}
 
     def identity(self) -> str:
         return f"boot/{[*self.world.namespaces.values()].index(self)}"
@@ -186,7 +195,12 @@ class FakeNamespace:
         outcomes: list[Refusal | None] = []
         for change in changes:
             self.world.log.append(change)
-            others = {Conditional: self._conditional, StaleFlows: self._forget_flows, ZoneSource: self._bind}
+            others = {
+                Conditional: self._conditional,
+                StaleFlows: self._forget_flows,
+                FlowsTo: self._forget_flows,
+                ZoneSource: self._bind,
+            }
             do = others.get(type(change.what), self._change)
             errno = self.world.failing(change) or do(change)
             outcomes.append(Refusal(errno, "") if errno and not is_optional(change) else None)
@@ -215,7 +229,7 @@ class FakeNamespace:
         assert isinstance(what, Rules)
         edit = Edit(self.chains(what.version, what.name))
         (what.take if isinstance(change, Remove) else what.make)(edit)
-        self.tables[what.version, what.name] = edit.chains
+        self.iptables[what.version, what.name] = edit.chains
 
     def _conditional(self, change: Change) -> int:
         what = change.what
@@ -248,6 +262,8 @@ class FakeNamespace:
 
     def _forget_flows(self, change: Change) -> int:
         what = change.what
+        if isinstance(what, FlowsTo):
+            return 0  # the fake does not know where flows are led
         assert isinstance(what, StaleFlows)
         self.flows = {
             (protocol, address, port)
@@ -352,7 +368,7 @@ class FakeNamespace:
 
 def is_optional(change: Change) -> bool:
     """Tell whether failing to is no failure."""
-    return isinstance(change.what, StaleFlows) or (isinstance(change.what, Sysctl) and change.what.optional)
+    return isinstance(change.what, StaleFlows | FlowsTo) or (isinstance(change.what, Sysctl) and change.what.optional)
 
 
 class FakeWorld:
@@ -422,7 +438,7 @@ def _there(namespace: FakeNamespace) -> Iterator[tuple[str, object]]:
     unset = {f.format(name): value for f, value in LINK_SYSCTLS.items() for name in namespace.present}
     yield from ((f"sysctl {name}", v) for name, v in namespace.sysctls.items() if unset.get(name) != v)
     yield from ((f"zone {zone} {cidr}", zone) for zone, cidrs in namespace.zones.items() for cidr in cidrs)
-    for (version, table), chains in namespace.tables.items():
+    for (version, table), chains in namespace.iptables.items():
         found = {chain: tuple(rules) for chain, rules in chains.items() if rules or chain not in BUILT_IN}
         yield from ((f"iptables {version} {table} {chain}", rules) for chain, rules in found.items())
     for place, rules in namespace.nftables.comments.items():

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cnikit.netlink.nftables import Element, Table, encoded
 from cnikit.objects import Change, Refusal, Remove
 from cnikit.ruleset import Appended, Foreign, Member, Ruleset
 
 ENOENT, EEXIST, ECANCELED = 2, 17, 125
+
+
+def _find(elements: Iterable[Element], kinds: Sequence[str], key: Sequence[bytes]) -> Element | None:
+    """Return the element that a key lies in."""
+    for element in elements:
+        ends = [encoded(kind, word) for kind, word in zip(kinds, element.key, strict=True)]
+        if all(low <= value <= high for value, (low, high) in zip(key, ends, strict=True)):
+            return element
+    return None
 
 
 class FakeNftables:
@@ -19,24 +28,23 @@ class FakeNftables:
         self.held: dict[tuple[str, str, str], dict[tuple[str, ...], Element]] = {}
         self.dropping: dict[str, list[tuple[str, str, str]]] = {}
 
+    def tables(self) -> set[tuple[str, str]]:
+        return set(self.comments)
+
     def rules(self, table: Table) -> list[tuple[str, str]]:
         return list(self.comments.get((table.family, table.name), []))
 
     def element(self, table: Table, wanted: Element) -> Element | None:
         kinds = table.set(wanted.set).key
         starts = [encoded(kind, word)[0] for kind, word in zip(kinds, wanted.key, strict=True)]
-        for element in self.held.get((table.family, table.name, wanted.set), {}).values():
-            ends = [encoded(kind, word) for kind, word in zip(kinds, element.key, strict=True)]
-            if all(low <= start <= high for start, (low, high) in zip(starts, ends, strict=True)):
-                return element
-        return None
+        return _find(self.held.get((table.family, table.name, wanted.set), {}).values(), kinds, starts)
 
     def elements(self, table: Table, prefix: str) -> list[Element]:
         return [
             element
             for found in table.sets
             for element in self.held.get((table.family, table.name, found.name), {}).values()
-            if element.comment.startswith(prefix)
+            if element.comment.startswith(prefix) or (prefix and element.also.startswith(prefix))
         ]
 
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
@@ -97,7 +105,9 @@ class FakeNftables:
         if held is None:
             self._make(what.table)
             held = self.held[what.table.family, what.table.name, what.name]
-        if what.element.key in held:
+        kinds = what.table.set(what.name).key
+        ends = zip(*(encoded(kind, word) for kind, word in zip(kinds, what.element.key, strict=True)), strict=True)
+        if any(_find(held.values(), kinds, end) for end in ends):
             return EEXIST
         held[what.element.key] = what.element
         return 0

@@ -172,7 +172,7 @@ def traces() -> set[str]:
     tests take from 10.0.0.0/8 and fd00::/8.
     """
     kept = (path for path in Path("/var/lib/cni").rglob("*") if path.is_symlink() or not path.is_dir())
-    files = {str(path) for path in kept if not re.fullmatch(r"lock|last_reserved_ip\.\d+|network-.*", path.name)}
+    files = {str(path) for path in kept if not re.fullmatch(r".*/(lock|last_reserved_ip\.\d+|locks/.*)", str(path))}
     veths = {link["ifname"] for link in ip("link show type veth")} - {"uplink"}
     ruleset = sh("nft list ruleset; iptables-save; ip6tables-save")  # iptables may be the legacy one
     owned = re.findall(r'.*(?:comment "cni:|CNI-DN-|CNI-[0-9a-f]{24}|\b10\.\d|\bfd[0-9a-f]{2}:).*', ruleset)

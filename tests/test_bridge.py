@@ -246,6 +246,26 @@ BAD = [
         id="ipam-and-disabled",
     ),
     pytest.param({"ipMasq": "yes"}, 7, "ipMasq: expected boolean, got string", id="ipMasq"),
+    pytest.param({"ipMasqExcept": "10.0.0.0/8"}, 7, "ipMasqExcept: expected list, got string", id="except"),
+    pytest.param({"ipMasqExcept": [5]}, 7, "ipMasqExcept[0]: expected string, got integer", id="except-type"),
+    pytest.param(
+        {"ipMasqExcept": ["10.0.0.0/8", "fd00::/129"]},
+        7,
+        "ipMasqExcept[1]: 'fd00::/129' has no prefix length of 0 to 128 behind a slash",
+        id="except-length",
+    ),
+    pytest.param(
+        {"ipMasqExcept": ["10.0.0.7"]},
+        7,
+        "ipMasqExcept[0]: '10.0.0.7' has no prefix length of 0 to 32 behind a slash",
+        id="except-address",
+    ),
+    pytest.param(
+        {"ipMasqExcept": ["10.0.0.0/8"] * 129},
+        7,
+        "ipMasqExcept: 129 subnets are too many, 128 is the most",
+        id="except-many",
+    ),
     pytest.param({"macspoofchk": 1}, 7, "macspoofchk: expected boolean, got integer", id="macspoofchk"),
     pytest.param({"vlan": 7}, 2, "vlan: 7 is not supported", id="vlan"),
     pytest.param({"vlanTrunk": [{"id": 7}]}, 2, "vlanTrunk: [{'id': 7}] is not supported", id="vlanTrunk"),
@@ -569,21 +589,49 @@ def test_the_containers_interface_may_be_left_down(host: str, container: str) ->
     assert "UP" not in ip(f"-n {Path(container).name} link show eth0")[0]["flags"]
 
 
-def test_prev_result_is_kept_and_added_to(host: str, container: str) -> None:
+def test_what_it_made_comes_before_what_others_did_and_nothing_of_loopback_is_left(host: str, container: str) -> None:
+    """Runtimes take the first address of a family for the container's: Nomad's lists begin with loopback."""
     assert host
     previous: dict[str, Any] = {
         "cniVersion": "1.1.0",
-        "interfaces": [{"name": "lo", "sandbox": container, "mtu": 65536}],
-        "ips": [{"address": "127.0.0.1/8", "interface": 0}],
+        "interfaces": [{"name": "lo", "sandbox": container, "mtu": 65536}, {"name": "net9", "sandbox": container}],
+        "ips": [
+            {"address": "127.0.0.1/8", "interface": 0},
+            {"address": "::1/128"},
+            {"address": "203.0.113.9/24", "interface": 1},
+            {"address": "2001:db8::9/64"},
+        ],
         "routes": [{"dst": "10.0.0.0/8", "table": 0}],
         "dns": {"domain": "a.b"},
     }
     given = call("ADD", config(prevResult=previous), container).result()
-    assert given["interfaces"][0] == previous["interfaces"][0]
-    assert [entry["name"] for entry in given["interfaces"]] == ["lo", "br1", HOST_END, "eth0"]
-    assert given["ips"] == [{"address": "127.0.0.1/8", "interface": 0}, {"address": V4, "interface": 3}]
+    assert [entry["name"] for entry in given["interfaces"]] == ["br1", HOST_END, "eth0", "net9"]
+    assert given["ips"] == [
+        {"address": V4, "interface": 2},
+        {"address": "203.0.113.9/24", "interface": 3},
+        {"address": "2001:db8::9/64"},
+    ]
     assert given["routes"] == previous["routes"]
     assert given["dns"] == previous["dns"]
+
+
+def test_a_route_with_host_bits_is_shown_as_the_kernel_has_it(host: str, container: str) -> None:
+    assert host
+    conf = config(ipam=static(V4, routes=[{"dst": "10.77.8.9/16"}]), isGateway=True)
+    added = call("ADD", conf, container).result()
+    assert added["routes"] == [{"dst": "10.77.0.0/16"}]
+    assert ip(f"-n {Path(container).name} route show 10.77.0.0/16")[0]["dst"] == "10.77.0.0/16"
+    for given in ("10.77.0.0/16", "10.77.8.9/16"):  # as one has it that was added by the reference
+        previous = {**added, "routes": [{"dst": given}]}
+        assert call("CHECK", {**conf, "prevResult": previous}, container).succeeded()
+
+
+def test_an_index_into_nothing_does_not_become_that_of_the_containers_interface(host: str, container: str) -> None:
+    assert host
+    ips = [{"address": "10.77.0.2/24", "interface": index} for index in (-1, 0, 2)]
+    added = call("ADD", config(prevResult={"ips": ips}), container).result()
+    assert added["ips"] == [*({"address": "10.77.0.2/24"} for _ in ips), {"address": V4, "interface": 2}]
+    assert call("CHECK", config(prevResult=added), container).succeeded()
 
 
 def test_one_container_joins_a_network_twice(host: str, container: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 from PyInstaller.archive.readers import CArchiveReader
 
 from cnikit import __version__
-from tests.conftest import BUILT, PROJECT, private
+from tests.conftest import BUILT, PROJECT, private, sh
 
 PLUGINS = {
     path.stem.replace("_", "-"): f"cnikit.{folder}.{path.stem}"
@@ -487,6 +487,70 @@ def test_what_is_missing_is_named_where_it_cannot_be_installed(tmp_path: Path) -
     assert done.stderr == "missing: apt-get install --no-install-recommends nftables\n"
 
 
+# A machine without anything, Python included. What a build does after the packages is shown.
+BARE = (
+    'has() { false; }; interpreter() { echo "none here" >&2; return 1; }; is_built() { false; }; flock() { :; }; '
+    'make_venv() { echo "venv for $*"; }; compile() { echo "compile $*"; }'
+)
+BUILDS = "python3 python3-venv libpython3-dev binutils gcc"
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+    """The packages of a library that is named after the interpreter too, when there is no interpreter."""
+    done = build_sh(f"{BARE}; PATH=/nonexistent; build any iputils-ping nftables", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"missing: apt-get install --no-install-recommends iputils-ping nftables {BUILDS}\n"
+
+
+@pytest.mark.parametrize("python", ["/usr/bin/python3", "/opt/python/bin/python3"])
+def test_a_build_stops_only_for_what_it_needs(tmp_path: Path, python: str) -> None:
+    """It can do without the packages for the quicker start, and asks for Debian's only if Python is Debian's."""
+    there = f"{BARE}; interpreter() {{ echo {python}; }}; has() {{ [[ $1 != gcc && $1 != $lacking ]]; }}"
+    go_on = f"{there}; PATH=/nonexistent; lacking=$1; build any"
+    done = build_sh(go_on, "gcc", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "venv for build\ncompile lean\n")
+    done = build_sh(go_on, "binutils", cwd=tmp_path)
+    linking = " gcc" if python == "/usr/bin/python3" else ""
+    assert done.stderr == f"missing: apt-get install --no-install-recommends binutils{linking}\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user installs nothing")
+@pytest.mark.parametrize("available", ["all", "needed"])
+def test_all_that_is_missing_is_installed_at_once(tmp_path: Path, available: str) -> None:
+    fake = tmp_path / "apt-get"
+    refuse = "" if available == "all" else "case $* in *libpython3-dev*gcc*) exit 100; esac"
+    fake.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/log\n{refuse}\n')
+    fake.chmod(0o755)
+    done = build_sh(f"{BARE}; PATH=$1; build any nftables", f"{tmp_path}:/usr/bin:/bin", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"installing nftables {BUILDS}\nvenv for build\ncompile lean\n")
+    install = "install -qq --no-install-recommends nftables"
+    tried = [f"{install} {BUILDS}"]
+    if available == "needed":
+        tried += ["update -qq", f"{install} {BUILDS}", f"{install} {BUILDS.removesuffix(' gcc')}"]
+    assert (tmp_path / "log").read_text().splitlines() == tried
+
+
+@pytest.mark.parametrize(("word", "extras"), [("demo", "build"), ("bench", "build"), ("test", "build test")])
+def test_the_test_tools_are_installed_for_tests_only(tmp_path: Path, word: str, extras: str) -> None:
+    done = build_sh('build() { echo "${extras[@]}"; exit; }; main "$1"', word, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{extras}\n")
+
+
+def test_a_virtual_environment_grows_when_more_is_asked_of_it(tmp_path: Path) -> None:
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\n[ "$2 $3" != "pip install" ] || echo "$7" >>{tmp_path}/log\necho Python 3.11.2\n')
+    python.chmod(0o755)
+    steps = ("build", "build", "build test", "build test", "build", "changed", "build", "build test", "build")
+    for step in steps:
+        if step == "changed":
+            (tmp_path / "pyproject.toml").write_text("# another\n")
+            continue
+        (tmp_path / "pyproject.toml").touch()
+        assert build_sh(f"make_venv {step}", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "log").read_text().split() == [".[build]", ".[build,test]", ".[build]", ".[build,test]"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user installs nothing")
 def test_what_is_missing_is_installed_and_the_lists_fetched_only_if_needed(tmp_path: Path) -> None:
     fake = tmp_path / "apt-get"
@@ -514,6 +578,76 @@ def test_services_of_what_is_installed_do_not_start(tmp_path: Path) -> None:
     shutil.rmtree("/run/systemd")
     assert (done.returncode, done.stdout) == (0, "installing nftables\ngoes on\nsystem\n")
     assert (tmp_path / "log").read_text() == "install /run/systemd/*\n"
+
+
+# --- packages of other suites ---
+
+
+class Mirror:
+    """A mirror with one package that holds one program, tests/packages that lists it, and a cache."""
+
+    def __init__(self, folder: Path, architecture: str = "") -> None:
+        if not Path("/usr/lib/apt/apt-helper").exists():
+            pytest.skip("apt fetches packages, and there is none")
+        architecture = architecture or sh("dpkg --print-architecture").strip()
+        self.folder = folder
+        self.unpacked = folder / "cache" / "cnikit" / f"tool_1_{architecture}"
+        tree = folder / "tree"
+        for name, text in (("DEBIAN/control", CONTROL.format(architecture)), ("usr/bin/tool", "1"), ("usr/doc", "2")):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_text(text)
+        self.package = folder / "mirror" / "pool" / f"tool_1_{architecture}.deb"
+        self.package.parent.mkdir(parents=True)
+        sh(f"dpkg-deb --build {tree} {self.package}")
+        [self.sum, _] = sh(f"sha256sum {self.package}").split()
+        apt_get = folder / "bin" / "apt-get"
+        apt_get.parent.mkdir()
+        apt_get.write_text(f"#!/bin/sh\necho copy:{folder}/mirror/\necho copy:{folder}/absent/\n")
+        apt_get.chmod(0o755)
+
+    def fetch(self) -> tuple[str, str]:
+        """Fetch what is listed; return what is said on stdout and stderr."""
+        (self.folder / "tests").mkdir(exist_ok=True)
+        (self.folder / "tests" / "packages").write_text(f"# a comment\npool/{self.package.name} {self.sum}\n")
+        done = build_sh(
+            'PATH=$1:$PATH XDG_CACHE_HOME=$2; fetch_packages; echo "goes on"',
+            f"{self.folder}/bin",
+            f"{self.folder}/cache",
+            cwd=self.folder,
+        )
+        assert done.returncode == 0
+        return done.stdout.removesuffix("goes on\n"), done.stderr
+
+    def cached(self) -> list[str]:
+        """Return the files in the cache."""
+        return [str(path.relative_to(self.unpacked)) for path in (self.folder / "cache").rglob("*") if path.is_file()]
+
+
+CONTROL = "Package: tool\nVersion: 1\nArchitecture: {}\nMaintainer: a <a@b>\nDescription: x\n"
+
+
+def test_a_package_is_fetched_once_and_its_programs_unpacked(tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path)
+    tried = [f"fetching copy:{tmp_path}/{folder}/pool/{mirror.package.name}\n" for folder in ("absent", "mirror")]
+    assert mirror.fetch() == ("".join(tried), "")
+    assert mirror.cached() == ["tool"]
+    mirror.package.unlink()
+    assert mirror.fetch() == ("", "")
+
+
+@pytest.mark.parametrize("why", ["gone", "another", "broken", "other machines'"])
+def test_a_package_that_cannot_be_had_is_named(tmp_path: Path, why: str) -> None:
+    mirror = Mirror(tmp_path, "armel" if why == "other machines'" else "")
+    if why == "gone":
+        mirror.package.unlink()
+    elif why == "another":
+        mirror.sum = "0" * 64
+    elif why == "broken":
+        mirror.package.write_text("no archive")
+        [mirror.sum, _] = sh(f"sha256sum {mirror.package}").split()
+    _, errors = mirror.fetch()
+    assert f"cannot fetch pool/{mirror.package.name}: tests with it are skipped\n" in errors
+    assert mirror.cached() == []
 
 
 def test_a_word_it_does_not_know_gets_the_usage(tmp_path: Path) -> None:

@@ -75,6 +75,23 @@ def test_add_prints_the_result_and_del_removes_it(tool: Tool) -> None:
     assert tool.plugins.called() == expected
 
 
+def test_plugins_in_files_of_their_own_are_run_for_every_verb(tool: Tool) -> None:
+    tool.configure({**NETWORK, "plugins": [{"type": "alpha"}]})
+    folder = tool.configurations / "net1"
+    folder.mkdir()
+    (folder / "a.conf").write_text(
+        '{"type": "beta", "name": "x", "cniVersion": "0.3.0", "capabilities": {"mac": true}}'
+    )
+    for verb in ("add", "check", "del"):
+        assert tool.run(verb, "net1", tool.netns, CAP_ARGS='{"mac": "m"}')[0] == 0
+    assert tool.run("gc", "net1", "--all")[0] == tool.run("status", "net1")[0] == 0
+    calls = tool.plugins.calls()
+    assert [call["plugin"] for call in calls] == ["alpha", "beta"] * 2 + ["beta", "alpha"] + ["alpha", "beta"] * 2
+    assert {(call["stdin"]["name"], call["stdin"]["cniVersion"]) for call in calls} == {("net1", "1.1.0")}
+    given = [call["stdin"].get("runtimeConfig") for call in calls if call["plugin"] == "beta"][:3]
+    assert given == [{"mac": "m"}] * 3
+
+
 def test_the_variables_of_the_go_cnitool_are_passed_on(tool: Tool) -> None:
     assert tool.run("add", "net1", tool.netns, CNI_IFNAME="eth7", CNI_ARGS="A=1;B=2;", CAP_ARGS='{"mac": "m"}')[0] == 0
     beta = tool.plugins.calls()[1]
@@ -406,6 +423,16 @@ class TestRepair:
         assert unreadable.startswith(
             f"cnitool: repair net1: {broken}: cannot be read, so its attachment is not repaired"
         )
+
+    def test_what_plugins_say_beside_their_answer_is_on_stderr(
+        self, tool: Tool, ours: Ours, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        ours.notes = {"alpha repair": "odd", "beta check": "even"}
+        ours.faults = {"beta check": CniError(101, "no link")}
+        status, _, stderr = self.repair(tool, capsys, "/proc/self/ns/net")
+        who = f"{cnitool.container_id('/proc/self/ns/net')}/eth0"
+        said = ["alpha: odd", "beta: even", f"cnitool: repair net1: {who}: beta: no link"]
+        assert (status, stderr.splitlines()) == (1, said)
 
     def test_nothing_cached_is_said(self, tool: Tool) -> None:
         assert tool.run("repair", "net1") == (0, "nothing to repair: no attachment is cached\n", "")

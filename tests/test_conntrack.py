@@ -131,7 +131,7 @@ def test_an_entry_of_pyroute2_is_read_and_deleted_by_what_names_it(
 
 
 def test_an_entry_without_ports_has_port_0() -> None:
-    assert conntrack.flow(b"\x02\0\0\0") == Flow(AF_INET, 0, b"", 0, b"", b"", b"")
+    assert conntrack.flow(b"\x02\0\0\0") == Flow(AF_INET, 0, b"", 0, b"", b"", b"", b"")
 
 
 def test_a_body_shorter_than_its_header_is_refused() -> None:

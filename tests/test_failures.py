@@ -81,7 +81,7 @@ class Host:
         for module in (flow, portmap, firewall, chained):
             monkeypatch.setattr(module, "World", lambda: self.looked or self.world)
         monkeypatch.setattr(delegate, "serve", _in_this_process)
-        monkeypatch.setattr(portmap, "LOCK", f"{folder}/portmap.lock")
+        monkeypatch.setattr(hostports, "LOCK", f"{folder}/portmap.lock")
         self.firewalld = False
         monkeypatch.setattr(firewalld, "is_running", lambda: self.firewalld)
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from cnikit.errors import CniError
+from cnikit.objects import HOST, Up
+from cnikit.plan import Set
 from cnikit.plugins import bridge, firewall, portmap
 from tests.conftest import Call, sh
 from tests.packets import reached, server, unreached, wire
@@ -317,10 +319,10 @@ def test_firewalld_that_does_not_run(node: Node, monkeypatch: pytest.MonkeyPatch
     assert node.one.call("DEL", backend="firewalld").succeeded()
 
 
-def test_an_address_that_another_suites_container_had_is_the_new_ones(node: Node) -> None:
+def test_an_address_that_another_suites_container_had_on_this_network_is_the_new_ones(node: Node) -> None:
     node.one.call("ADD").result()
     sh("nft flush set inet cnikit_firewall containers4")
-    element = f'{node.one.v4} comment "cni:old/gone/eth0 (unlinked)"'
+    element = f'{node.one.v4} comment "cni:one/gone/eth0 (unlinked)"'
     sh(f"nft 'add element inet cnikit_firewall containers4 {{ {element} }}'")
     node.one.call("ADD").result()
     assert "cni:one/one-0/eth0" in sh("nft list set inet cnikit_firewall containers4")
@@ -365,3 +367,80 @@ def test_del_goes_on_when_the_bus_does_not_answer(node: Node, tmp_path: Path, mo
         monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'bus'}")
         node.one.call("DEL")
     assert "cni:" not in sh("nft list table inet cnikit_firewall")
+
+
+# Behind a plugin that makes no bridge
+
+
+def behind(node: Node, link: str, verb: str = "ADD", **keys: Any) -> Call:
+    """Call it for the first container as if it came behind the reference's ptp, with that host link."""
+    given = {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": link}, {"name": "eth0", "sandbox": node.one.netns}],
+        "ips": [{"address": f"{node.one.v4}/24", "interface": 1}],
+    }
+    return node.one.call(verb, prevResult=given, **keys)
+
+
+@pytest.mark.parametrize("policy", ["same-bridge", "isolated"])
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_a_policy_on_a_link_of_the_containers_own_goes_with_it(node: Node, backend: str, policy: str) -> None:
+    sh("ip link add veth0 type veth peer name veth1")
+    assert behind(node, "veth0", backend=backend, ingressPolicy=policy).result()
+    rules = "nft list ruleset; iptables-save"
+    assert "veth0" in sh(rules)
+    assert behind(node, "veth0", "CHECK", backend=backend, ingressPolicy=policy).succeeded()
+    sh("ip link del veth0")  # with the namespace, say, before DEL
+    assert behind(node, "veth0", "DEL", backend=backend, ingressPolicy=policy).succeeded()
+    assert "veth0" not in sh(rules)
+
+
+def test_a_policy_on_a_bridge_stays_with_it(node: Node) -> None:
+    node.one.call("ADD", ingressPolicy="same-bridge").result()
+    assert node.one.call("DEL", ingressPolicy="same-bridge").succeeded()
+    assert '"br-one" comment "ingressPolicy"' in sh("nft list set inet cnikit_firewall confined")
+
+
+@pytest.mark.parametrize("policy", ["same-bridge", "isolated"])
+def test_a_failing_add_leaves_no_policy_on_a_link_that_is_no_bridge(
+    node: Node, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "interfaces": [{"name": "lo"}, {"name": "nowhere"}],
+        "ips": [{"address": f"{node.one.v4}/24"}],
+    }
+    monkeypatch.setattr(firewall, "accepting", lambda _: [Set(Up(HOST, "nowhere"))])
+    why = "ip link set nowhere up: No such device"
+    assert node.one.call("ADD", ingressPolicy=policy, prevResult=given).error() == (100, why)
+    assert "set confined" in sh("nft list ruleset")
+    assert '"lo"' not in sh("nft list ruleset")
+
+
+# Whose addresses
+
+
+def test_loopbacks_addresses_and_other_sandboxes_are_not_the_containers(node: Node) -> None:
+    """Nomad's and Apptainer's lists begin with loopback."""
+    for number, container in enumerate((node.one, node.neighbour)):
+        own = container.result
+        container.result = {
+            **own,
+            "interfaces": [
+                *own["interfaces"],
+                {"name": "lo", "sandbox": container.netns},
+                {"name": "tap0", "sandbox": "/run/netns/other"},
+            ],
+            "ips": [
+                {"address": "127.0.0.1/8", "interface": 3},
+                {"address": "::1/128", "interface": 3},
+                *own["ips"],
+                {"address": "192.0.2.77/24", "interface": 4},
+                {"address": f"10.99.0.{number}/24"},
+            ],
+        }
+        container.call("ADD").result()
+    for container in (node.one, node.neighbour):
+        assert container.call("CHECK").succeeded()
+    found = sh("nft list set inet cnikit_firewall containers4; nft list set inet cnikit_firewall containers6")
+    assert "10.99.0." in found
+    assert not [word for word in ("127.0.0.1", "::1 ", "192.0.2.77") if word in found]

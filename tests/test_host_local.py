@@ -90,6 +90,14 @@ def test_result_has_the_versions_shape(networks: Path, version: str, document: d
     assert given == {"cniVersion": version, **document}
 
 
+def test_routes_and_gateways_are_spelt_as_by_the_kernel(networks: Path) -> None:
+    routes = [{"dst": "10.9.8.7/8", "gw": "::ffff:10.1.0.9"}, {"dst": "FD00:0::7/64", "gw": "FE80:0::1"}]
+    ranges = [[{"subnet": "2001:DB8:0::/64", "gateway": "FE80::0:1"}]]
+    given = call("ADD", config(networks, ranges=ranges, routes=routes)).result()
+    assert given["ips"] == [{"address": "2001:db8::1/64", "gateway": "fe80::1"}]
+    assert given["routes"] == [{"dst": "10.0.0.0/8", "gw": "10.1.0.9"}, {"dst": "fd00::/64", "gw": "fe80::1"}]
+
+
 @pytest.mark.parametrize("version", spec.VERSIONS)
 def test_error_names_the_version(networks: Path, version: str) -> None:
     answer = call("ADD", config(networks, {"subnet": "10.1.0.0"}, version=version))

@@ -157,7 +157,7 @@ def test_the_next_port_mapping_shares_it() -> None:
     apply(iptables.port_mappings(C1, (WEB,), ADDRESSES, Options()), world)
     steps = iptables.port_mappings(C2, (WEB,), ADDRESSES, Options())
     chain = text(steps)[-4].split()[1]
-    lines = text(steps, tables={"nat": world[HOST].tables[4, "nat"]})
+    lines = text(steps, tables={"nat": world[HOST].iptables[4, "nat"]})
     assert [line for line in lines if chain not in line] == ["*nat", "COMMIT"]
 
 
@@ -317,7 +317,7 @@ def test_ingress_policy_makes_what_the_reference_does() -> None:
     apply(plan, world)
     wanted = saved(ISOLATED)["filter"]
     assert {chain: rules for chain, rules in wanted.items() if rules} == {
-        chain: rules for chain, rules in world[HOST].tables[4, "filter"].items() if rules
+        chain: rules for chain, rules in world[HOST].iptables[4, "filter"].items() if rules
     }
     assert text(plan, tables={"filter": wanted}) == []
 
@@ -326,7 +326,7 @@ def test_policies_of_two_bridges_stand_before_what_ends_the_chain() -> None:
     world = FakeWorld()
     apply(iptables.ingress_policy("isolated", "br0", (4,)), world)
     apply(iptables.ingress_policy("same-bridge", "br1", (4,)), world)
-    rules = world[HOST].tables[4, "filter"]
+    rules = world[HOST].iptables[4, "filter"]
     targets = [rule.split(" -m")[0] + rule.rpartition("-j")[2] for rule in rules["CNI-ISOLATION-STAGE-1"]]
     stage = "CNI-ISOLATION-STAGE-2"
     assert targets[:3] == [f"-i br1 ! -o br1 {stage}", "-i br0 -o br0 DROP", f"-i br0 ! -o br0 {stage}"]
@@ -356,7 +356,7 @@ def test_a_repeated_add_of_other_ports_takes_the_first_ones_place() -> None:
     both = FakeWorld()
     apply(iptables.port_mappings(C1, (DNS,), ADDRESSES, Options(conditions_v4=("-i", "eth0"))), both)
     apply(iptables.port_mappings(C1, (WEB,), ADDRESSES, Options()), both)
-    assert both[HOST].tables == first[HOST].tables
+    assert both[HOST].iptables == first[HOST].iptables
 
 
 def test_rules_are_the_same_in_whatever_order_iptables_writes_them() -> None:
@@ -415,7 +415,7 @@ def test_removal_takes_back_what_add_made_and_leaves_what_is_shared() -> None:
         *iptables.firewall((IP("10.9.0.3/24"),)),
     )
     apply(others, world)
-    before = dict(world[HOST].tables)
+    before = dict(world[HOST].iptables)
     apply(iptables.masquerade(C1, IPS), world)
     apply(iptables.port_mappings(C1, (WEB,), ADDRESSES, Options()), world)
     apply(iptables.firewall(IPS), world)
@@ -429,7 +429,7 @@ def test_removal_takes_back_what_add_made_and_leaves_what_is_shared() -> None:
     shared = iptables.firewall(IPS[1:])[0].what
     assert isinstance(shared, Rules)
     left = before | {(6, "filter"): {rule.chain: [rule.text()] for rule in shared.shared} | {"CNI-ADMIN": []}}
-    assert world[HOST].tables == left
+    assert world[HOST].iptables == left
 
 
 def test_an_interfaces_addresses_are_taken_out_of_the_chain_it_shares_with_another() -> None:
@@ -504,9 +504,9 @@ def test_garbage_is_what_comments_say_is_of_a_container_that_nobody_lists() -> N
 
 
 def _without(world: FakeWorld, version: int, table: str, chain: str, position: int) -> None:
-    chains = {name: list(texts) for name, texts in world[HOST].tables[version, table].items()}
+    chains = {name: list(texts) for name, texts in world[HOST].iptables[version, table].items()}
     del chains[chain][position]
-    world[HOST].tables[version, table] = chains
+    world[HOST].iptables[version, table] = chains
 
 
 FAULTS = [
@@ -727,7 +727,7 @@ def test_it_is_the_same_in_memory() -> None:
     world = FakeWorld()
     world.fail = {Make(BAD): 22}
     assert made_with_a_bad_one(world) == Refusal(22, "")
-    assert world[HOST].tables == {}
+    assert world[HOST].iptables == {}
 
 
 def meanwhile(folder: Path, command: str) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnikit import jsontext
+from tests.fuzz import mended
 
 # Every code point, lone surrogates too.
 TEXT = st.text(st.characters(exclude_categories=()))
@@ -49,8 +50,10 @@ MALFORMED = {
     "two documents": b"{}{}",
     "byte order mark": b"\xef\xbb\xbf{}",
     "UTF-16": '{"a":1}'.encode("utf-16-le"),
-    "Latin-1": '"é"'.encode("latin-1"),
-    "half a surrogate pair in UTF-8": b'"\xed\xa0\x80"',
+    "Latin-1 outside strings": "[é]".encode("latin-1"),
+    "half a surrogate pair in UTF-8 outside strings": b"\xed\xa0\x80",
+    "half an escape": rb'"\ud8zz"',
+    "half an escape behind half a surrogate pair": rb'"\ud800\udczz"',
     "vertical tab": b"\x0b1",
     "NaN": b"[NaN]",
     "Infinity": b"Infinity",
@@ -66,7 +69,7 @@ MALFORMED = {
 
 
 def _without_extremes(text: str) -> Any:
-    value = json.loads(text, parse_constant=float, parse_float=float)
+    value = mended(json.loads(text, parse_constant=float, parse_float=float))
     if any(math.isinf(number) or math.isnan(number) for number in _floats(value)):
         raise ValueError(text)
     return value
@@ -78,6 +81,21 @@ def _floats(value: Any) -> Iterator[float]:
     elif isinstance(value, list | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _floats(item)
+
+
+def _utf8(data: bytes) -> str:
+    """Return the characters of some bytes, U+FFFD for each byte that begins none, as Go's utf8.DecodeRune does it."""
+    text = ""
+    while data:
+        for length in range(1, 5):
+            try:
+                text, data = text + data[:length].decode(), data[length:]
+                break
+            except UnicodeDecodeError:
+                continue
+        else:
+            text, data = text + "\ufffd", data[1:]
+    return text
 
 
 def _outcome(decode: Any, given: Any) -> tuple[str, Any]:
@@ -95,7 +113,7 @@ def test_reads_what_json_writes(value: Any, indent: int | None, ascii_only: bool
         data = text.encode()
     except UnicodeEncodeError:
         data = json.dumps(value, indent=indent).encode()
-    assert repr(jsontext.decode(data)) == repr(json.loads(data))
+    assert repr(jsontext.decode(data)) == repr(mended(json.loads(data)))
 
 
 @given(st.text() | NEARLY_JSON)
@@ -103,9 +121,21 @@ def test_accepts_what_json_accepts_but_not_the_infinite(text: str) -> None:
     assert _outcome(jsontext.decode, text.encode()) == _outcome(_without_extremes, text)
 
 
-@given(st.binary())
+@given(st.binary() | st.binary().map(lambda data: b'"' + data.replace(b'"', b"") + b'"'))
 def test_any_bytes_are_a_value_or_a_value_error(data: bytes) -> None:
-    assert _outcome(jsontext.decode, data) == _outcome(lambda d: _without_extremes(d.decode()), data)
+    assert _outcome(jsontext.decode, data) == _outcome(lambda d: _without_extremes(_utf8(d)), data)
+
+
+# What is no character, and what only looks like it.
+HALVES = ["\\ud800", "\\uDBFF", "\\udc00", "\\uDfFf", "\\u0041", "\\\\", "ud800", "\\n", "é", "x", '\\"']
+
+
+@given(st.lists(st.sampled_from(HALVES)).map("".join))
+def test_half_a_surrogate_pair_is_one_replacement_character(text: str) -> None:
+    data = f'{{"{text}": ["{text}"]}}'.encode()
+    wanted = mended(json.loads(data))
+    assert jsontext.decode(data) == wanted
+    assert jsontext.pairs(data) == tuple(wanted.items())
 
 
 @given(VALUES)
@@ -137,7 +167,15 @@ def test_writes(value: Any, text: str) -> None:
     ("data", "value"),
     [
         pytest.param(b'{"a":1,"a":2}', {"a": 2}, id="the last of two keys"),
-        pytest.param(b'"\\ud800"', "\ud800", id="half a surrogate pair"),
+        pytest.param(b'"\\ud800"', "\ufffd", id="half a surrogate pair"),
+        pytest.param(b'"\\ud800\\ud83d\\ude00"', "\ufffd\U0001f600", id="half a surrogate pair, and one"),
+        pytest.param(b'"\\\\ud800"', "\\ud800", id="an escaped backslash"),
+        pytest.param('"é"'.encode("latin-1"), "\ufffd", id="Latin-1"),
+        pytest.param(b'"a\xe2\x82b"', "a\ufffd\ufffdb", id="two bytes of three"),
+        pytest.param(b'"\xed\xa0\x80"', "\ufffd\ufffd\ufffd", id="half a surrogate pair in UTF-8"),
+        pytest.param(b'"\xf4\x90\x80\x80"', "\ufffd" * 4, id="beyond Unicode"),
+        pytest.param(b'"\xc0\xaf"', "\ufffd\ufffd", id="a slash written longer"),
+        pytest.param(b'{"a\xff":1,"a\xfe":2}', {"a\ufffd": 2}, id="two keys that become one"),
         pytest.param(b'"\\ud83d\\ude00"', "\U0001f600", id="surrogate pair"),
         pytest.param(b"9" * 4000, int("9" * 4000), id="4000 digits"),
         pytest.param(b"[" * 200 + b"]" * 200, json.loads("[" * 200 + "]" * 200), id="nested 200 deep"),
@@ -217,5 +255,5 @@ def _text_of(value: Any) -> str:
 @given(REPEATED)
 def test_pairs_keep_keys_that_are_repeated(value: Any) -> None:
     data = f" {_text_of(value)}\n".encode()
-    assert jsontext.pairs(data) == value
-    assert jsontext.decode(data) == json.loads(data)
+    assert jsontext.pairs(data) == mended(value)
+    assert jsontext.decode(data) == mended(json.loads(data))

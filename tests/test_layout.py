@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ EFFECTFUL = (
     "cnikit.main",
     "cnikit.flow",
     "cnikit.chained",
+    "cnikit.leftovers",
     "cnikit.exclusion",
     "cnikit.execution",
     "cnikit.networks",
@@ -195,7 +197,8 @@ def test_an_executables_docstring_holds_a_configuration(name: str) -> None:
     assert _executable(name) in _types(config.get("plugins", [config]))
 
 
-EXAMPLES = sorted(path for path in (PROJECT / "conf-examples").glob("*") if path.suffix != ".md")
+EXAMPLES = sorted(path for path in (PROJECT / "conf-examples").glob("*") if path.suffix not in (".md", ".template"))
+TEMPLATES = sorted((PROJECT / "conf-examples").glob("*.template"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -208,9 +211,18 @@ def test_an_example_is_a_network_list(path: Path) -> None:
     assert all(plugin["type"] for plugin in network["plugins"])
 
 
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_a_template_is_an_example_but_for_what_is_filled_in(path: Path) -> None:
+    """tests/test_containerd.py has containerd fill it in."""
+    filled_in = r"\{\{.*\}\}"
+    start, end = re.split(filled_in, path.read_text(), maxsplit=1, flags=re.DOTALL)
+    example = path.with_suffix("").read_text()
+    assert (example.startswith(start), example.endswith(end)) == (True, True)
+
+
 # Text
 
-SUFFIXES = (".py", ".md", ".sh", ".toml", ".spec", ".conflist")
+SUFFIXES = (".py", ".md", ".sh", ".toml", ".spec", ".conflist", ".template")
 # Put together here, so that this file does not hold them.
 UNWANTED = ("TO" + "DO", "FIX" + "ME", "/wo" + "rk/")
 

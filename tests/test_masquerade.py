@@ -13,10 +13,12 @@ import pytest
 from cnikit import masquerade
 from cnikit.plan import render
 from cnikit.plugins import bridge
+from cnikit.request import parse
 from cnikit.result import IP
-from tests.conftest import Call, needs_reference, sh
+from tests.conftest import BUILT, Call, needs_reference, sh
 from tests.packets import reached, server, wire
 
+ENVIRON = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_PATH": str(BUILT)}
 ADDRESSES = ("10.31.0.2/24", "10.32.0.2/24", "fd00:31::2/64")
 
 
@@ -142,6 +144,138 @@ def test_the_steps() -> None:
     )
 
 
+# ipMasqExcept
+
+EXCEPTED = ["10.244.7.9/16", "fd00:244::/32"]
+BACKENDS = pytest.mark.parametrize("backend", ["nftables", "iptables"])
+
+
+@pytest.fixture
+def node(host: str, outside: str) -> str:
+    """Another node of a cluster, with pods of its own; each knows the way to the other's."""
+    here, there = host.rpartition("/")[2], outside.rpartition("/")[2]
+    for pods, gateway, ours in (
+        ("10.244.2.1/24", "192.0.2", "10.31.0.0/16"),
+        ("fd00:244:2::1/64", "2001:db8:", "fd00:31::/64"),
+    ):
+        last = ":" if ":" in pods else "."
+        sh(f"ip -n {there} addr add {pods} dev lo && ip -n {there} route add {ours} via {gateway}{last}1")
+        sh(f"ip -n {here} route add {pods.replace('1/', '0/') if '.' in pods else pods} via {gateway}{last}2")
+    return outside
+
+
+@BACKENDS
+def test_excepted_subnets_see_the_containers_address(container: str, node: str, backend: str) -> None:
+    conf = config(ipMasqBackend=backend, ipMasqExcept=EXCEPTED)
+    result = call("ADD", conf, container).result()
+    with server(node, "0.0.0.0", 80) as web, server(node, "::", 81) as web6:
+        assert reached(web, container, "10.244.2.1", 80) == "10.31.0.2"
+        assert reached(web6, container, "fd00:244:2::1", 81) == "fd00:31::2"
+        # All else sees the host's.
+        assert reached(web, container, "192.0.2.2", 80) == "192.0.2.1"
+        assert reached(web6, container, "2001:db8::2", 81) == "2001:db8::1"
+    assert call("CHECK", {**conf, "prevResult": result}, container).succeeded()
+    assert call("DEL", conf, container).succeeded()
+    assert "10.31.0.2" not in sh("nft list ruleset; iptables-save")
+
+
+@BACKENDS
+def test_without_the_list_all_see_the_hosts_address(container: str, node: str, backend: str) -> None:
+    call("ADD", config(ipMasqBackend=backend), container).result()
+    with server(node, "0.0.0.0", 80) as web, server(node, "::", 81) as web6:
+        assert reached(web, container, "10.244.2.1", 80) == "192.0.2.1"
+        assert reached(web6, container, "fd00:244:2::1", 81) == "2001:db8::1"
+
+
+@BACKENDS
+def test_a_second_interface_of_the_container_is_excepted_too(container: str, node: str, backend: str) -> None:
+    """With iptables both are in one chain, and the first one's rule masquerades."""
+    first, second = (
+        {**config(ipMasqBackend=backend, **keys), "ipam": {"type": "static", "addresses": [{"address": address}]}}
+        for address, keys in (
+            ("10.33.0.2/24", {"bridge": "br2", "isDefaultGateway": False, "isGateway": True}),
+            ("10.31.0.2/24", {"ipMasqExcept": EXCEPTED}),
+        )
+    )
+    environ = {"CNI_NETNS": container, "CNI_CONTAINERID": "c1"}
+    Call(bridge.PLUGIN, "ADD", first, **environ, CNI_IFNAME="eth0").result()
+    Call(bridge.PLUGIN, "ADD", second, **environ, CNI_IFNAME="eth1").result()
+    with server(node, "0.0.0.0", 80) as web:
+        assert reached(web, container, "10.244.2.1", 80, source="10.31.0.2") == "10.31.0.2"
+        assert reached(web, container, "192.0.2.2", 80, source="10.31.0.2") == "192.0.2.1"
+
+
+@BACKENDS
+def test_check_finds_that_a_subnet_is_no_longer_excepted(host: str, container: str, backend: str) -> None:
+    assert host
+    conf = config(ipMasqBackend=backend, ipMasqExcept=EXCEPTED)
+    conf["prevResult"] = call("ADD", conf, container).result()
+    if backend == "nftables":
+        sh("nft delete element inet cnikit_masquerade inside6 '{ fd00:31::2 . fd00:244::/32 }'")
+        lacking = "inside6 { fd00:31::2 . fd00:244::/32 }"
+    else:
+        [rule] = [line for line in sh("ip6tables-save -t nat").splitlines() if "fd00:244::/32" in line]
+        sh(f"ip6tables -t nat {rule.replace('-A', '-D', 1)}")
+        lacking = "-d fd00:244::/32"
+    code, msg = call("CHECK", conf, container).error()
+    assert (code, lacking in msg) == (101, True), msg
+
+
+@BACKENDS
+@pytest.mark.parametrize("before", [["10.244.0.0/24", "10.244.3.0/24"], ["10.0.0.0/8"], []], ids=" ".join)
+def test_a_changed_list(container: str, node: str, backend: str, before: list[str]) -> None:
+    """CHECK names what is lacking, repair adds it, and so does an ADD where the address had another owner."""
+    old, new = (config(ipMasqBackend=backend, ipMasqExcept=subnets) for subnets in (before, ["10.244.0.0/16"]))
+    new["prevResult"] = call("ADD", old, container).result()
+    code, msg = call("CHECK", new, container).error()
+    assert (code, "10.244.0.0/16" in msg) == (101, True), msg
+    request = parse({**ENVIRON, "CNI_NETNS": container}, json.dumps(new).encode)
+    assert bridge.PLUGIN.repair(request) != ()
+    assert call("CHECK", new, container).succeeded()
+    with server(node, "0.0.0.0", 80) as web:
+        assert reached(web, container, "10.244.2.1", 80) == "10.31.0.2"
+        assert reached(web, container, "192.0.2.2", 80) == "192.0.2.1"
+    assert call("DEL", old, container).succeeded()
+    assert "10.31.0.2" not in sh("nft list ruleset; iptables-save")
+
+
+@pytest.mark.parametrize("before", [["10.244.3.0/24"], ["10.244.128.0/17"], ["0.0.0.0/0", "::/0"]], ids=" ".join)
+def test_an_address_comes_back_after_the_list_has_changed(
+    node: str, new_container: Callable[[], str], before: list[str]
+) -> None:
+    """Its last owner was not deleted, and what was excepted for him overlaps with what is now."""
+    gone, container = new_container(), new_container()
+    call("ADD", config(ipMasqExcept=before), gone, "c1").result()
+    sh(f"ip netns del {gone.rpartition('/')[2]}")
+    call("ADD", config(ipMasqExcept=EXCEPTED), container, "c2").result()
+    with server(node, "0.0.0.0", 80) as web:
+        assert reached(web, container, "10.244.2.1", 80) == "10.31.0.2"
+        assert reached(web, container, "192.0.2.2", 80) == "192.0.2.1"
+    assert "net1/c1/" not in sh("nft list set inet cnikit_masquerade inside4")
+
+
+def test_the_steps_with_excepted_subnets() -> None:
+    """Host bits are left out, and so is what lies in another subnet."""
+    subnets = [(b"\x0a\x1f\x00\x00", 16), (b"\x0a\x1f\x07\x00", 24), (b"\xc0\x00\x02\x01", 32), (bytes(16), 0)]
+    _, *steps = masquerade.steps("TAG", [IP(ADDRESSES[0])], subnets)
+    assert render(steps, "") == (
+        "nft add 'element inet cnikit_masquerade sources4 { 10.31.0.2 comment \"TAG\" }'\n"
+        "nft add 'element inet cnikit_masquerade inside4 { 10.31.0.2 . 10.31.0.0/16 comment \"TAG\" }'\n"
+        "nft add 'element inet cnikit_masquerade inside4 { 10.31.0.2 . 192.0.2.1/32 comment \"TAG\" }'\n"
+    )
+
+
+@BACKENDS
+def test_everything_of_a_family_may_be_excepted(container: str, outside: str, backend: str) -> None:
+    conf = config(ipMasqBackend=backend, ipMasqExcept=["10.9.8.7/0", "192.0.2.2/32"])
+    sh(f"ip -n {outside.rpartition('/')[2]} route add 10.31.0.0/16 via 192.0.2.1")
+    result = call("ADD", conf, container).result()
+    with server(outside, "0.0.0.0", 80) as web, server(outside, "::", 81) as web6:
+        assert reached(web, container, "192.0.2.2", 80) == "10.31.0.2"
+        assert reached(web6, container, "2001:db8::2", 81) == "2001:db8::1"
+    assert call("CHECK", {**conf, "prevResult": result}, container).succeeded()
+
+
 # iptables, and what the reference has left
 
 
@@ -222,10 +356,15 @@ def test_subnets_that_overlap(host: str, container: str, addresses: tuple[str, s
     assert "10.1.5.7 . 10.1.0.0/16" in sh("nft list set inet cnikit_masquerade inside4")
 
 
-def test_gc_takes_what_a_changed_configuration_has_left(host: str, container: str) -> None:
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+@pytest.mark.parametrize("former", [{"macspoofchk": True}, {"ipMasqBackend": "iptables"}], ids=str)
+def test_what_a_changed_configuration_has_left_is_taken_away(
+    host: str, container: str, former: dict[str, Any], verb: str
+) -> None:
     assert host
-    call("ADD", config(macspoofchk=True), container).result()
-    assert call("DEL", config(ipMasq=False), container).succeeded()
-    assert "cni:" in sh("nft list ruleset")
-    assert call("GC", {**config(ipMasq=False), "cni.dev/valid-attachments": []}).succeeded()
-    assert "cni:" not in sh("nft list ruleset")
+    empty = sh("nft list ruleset | grep -c 'CNI-\\|cni:' || true")
+    call("ADD", config(**former), container).result()
+    assert sh("nft list ruleset | grep -c 'CNI-\\|cni:'") != empty
+    keys: dict[str, Any] = {"cni.dev/valid-attachments": []} if verb == "GC" else {}
+    assert call(verb, {**config(ipMasq=False), **keys}, container).succeeded()
+    assert sh("nft list ruleset | grep -c 'CNI-\\|cni:' || true") == empty

@@ -150,7 +150,7 @@ def test_an_unknown_network_is_refused_naming_those_there_and_what_is_broken(tmp
     assert error.value.msg == f"no network 'net1' in {tmp_path}"
     assert error.value.details == (
         f"networks there: net2, net3; {tmp_path}/00.conflist: plugins: is missing "
-        "(a list has plugins, a single plugin has a type)"
+        "(a list has plugins, or files NAME/*.conf beside it; a single plugin has a type)"
     )
 
 
@@ -160,6 +160,145 @@ def test_a_missing_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
     assert error.value.code == spec.IO_FAILURE
     with pytest.raises(CniError, match=f"{tmp_path}/a.conf: No such file"):
         networks.read(tmp_path / "a.conf")
+
+
+# Plugins in files of their own
+
+
+def types(network: Network) -> list[str]:
+    return [plugin.type for plugin in network.plugins]
+
+
+def put_plugins(folder: Path, **plugins: object) -> None:
+    folder.mkdir()
+    for name, plugin in plugins.items():
+        put(folder, f"{name}.conf", plugin)
+
+
+def test_plugins_of_a_list_may_be_in_a_folder_of_its_name(tmp_path: Path) -> None:
+    put(tmp_path, "10-first.conflist", {"cniVersion": "1.1.0", "name": "net1", "plugins": [{"type": "bridge"}]})
+    put_plugins(
+        tmp_path / "net1",
+        b={"type": "portmap", "capabilities": {"portMappings": True}},
+        a={"type": "tuning", "name": "other", "cniVersion": "0.4.0"},
+    )
+    put(tmp_path / "net1", "c.conflist", {"type": "no plugin's file"})
+    put(tmp_path / "net1", "d.json", {"type": "no plugin's file"})
+    (tmp_path / "net1" / "e.conf").mkdir()
+    put_plugins(tmp_path / "10-first", a={"type": "of another network"})
+    network = networks.load(tmp_path, "net1")
+    assert (network.version, types(network)) == ("1.1.0", ["bridge", "tuning", "portmap"])
+    assert network.plugins[2].capabilities == {"portMappings"}
+    assert networks.parse(network.source) == network, "what is cached is the whole list"
+    assert json.loads(network.source)["loadOnlyInlinedPlugins"] is True, "and nothing is added to it"
+
+
+@pytest.mark.parametrize("suffix", ["conflist", "conf", "json"])
+def test_a_list_may_have_none_but_those(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path, f"net1.{suffix}", {"name": "net1", "cniVersion": "1.1.0"})
+    put_plugins(tmp_path / "net1", a={"type": "bridge"})
+    assert types(networks.load(tmp_path, "net1")) == ["bridge"]
+
+
+@pytest.mark.parametrize(
+    ("switch", "found"),
+    [(True, ["bridge"]), ("true", ["bridge"]), (False, ["bridge", "tuning"]), (None, ["bridge", "tuning"])],
+)
+@pytest.mark.parametrize("key", ["loadOnlyInlinedPlugins", "LOADONLYINLINEDPLUGINS"])
+def test_a_list_may_keep_to_what_is_in_it(tmp_path: Path, key: str, switch: object, found: list[str]) -> None:
+    put(tmp_path, "net1.conflist", {"name": "net1", key: switch, "Plugins": [{"type": "bridge"}]})
+    put_plugins(tmp_path / "net1", a={"type": "tuning"})
+    network = networks.load(tmp_path, "net1")
+    assert (types(network), types(networks.parse(network.source))) == (found, found)
+
+
+def test_a_single_plugin_is_alone(tmp_path: Path) -> None:
+    put(tmp_path, "net1.conf", {"name": "net1", "type": "bridge"})
+    put_plugins(tmp_path / "net1", a={"type": "tuning"})
+    assert types(networks.load(tmp_path, "net1")) == ["bridge"]
+
+
+def test_a_list_is_no_single_plugin(tmp_path: Path) -> None:
+    """The type says nothing in a list, as libcni reads it; one of older days, without a folder, is still a plugin."""
+    put(tmp_path, "net1.conflist", {"name": "net1", "type": "bridge"})
+    assert types(networks.load(tmp_path, "net1")) == ["bridge"]
+    put_plugins(tmp_path / "net1", a={"type": "tuning"})
+    assert types(networks.load(tmp_path, "net1")) == ["tuning"]
+
+
+def test_what_is_no_folder_holds_no_plugins(tmp_path: Path) -> None:
+    put(tmp_path, "net1.conflist", {"name": "net1", "plugins": [{"type": "bridge"}]})
+    put(tmp_path, "net1", "{")
+    assert types(networks.load(tmp_path, "net1")) == ["bridge"]
+
+
+def test_a_network_may_be_named_like_a_file(tmp_path: Path) -> None:
+    put(tmp_path, "a.conflist", {"name": "net1.conf", "plugins": [{"type": "bridge"}]})
+    put_plugins(tmp_path / "net1.conf", a={"type": "tuning"})
+    assert types(networks.load(tmp_path, "net1.conf")) == ["bridge", "tuning"]
+    with pytest.raises(CniError) as error:
+        networks.load(tmp_path, "net2")
+    assert error.value.details == "networks there: net1.conf"
+
+
+@pytest.mark.parametrize("name", ["..", "../net2", "/etc", ""])
+def test_no_folder_is_looked_for_by_what_is_no_name(tmp_path: Path, name: str) -> None:
+    put_plugins(tmp_path / "net2", a={"type": "tuning"})
+    put(tmp_path, "a.conf", {"type": "tuning"})
+    (tmp_path / "net.d").mkdir()
+    put(tmp_path / "net.d", "a.conflist", {"name": name})
+    with pytest.raises(CniError, match="name: "):
+        networks.read(tmp_path / "net.d" / "a.conflist")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "code", "why"),
+    [
+        ("{", 6, "is not JSON: "),
+        ("[]", 6, "expected object, got list"),
+        ({"name": "net1"}, 7, "type: is missing"),
+        ({"type": "a/b"}, 7, "type: 'a/b' is no plugin's name"),
+        ({"type": "a", "capabilities": {"mac": 1}}, 7, "capabilities.mac: expected boolean"),
+    ],
+)
+def test_a_broken_file_of_a_plugin_is_named_and_breaks_the_network(
+    tmp_path: Path, plugin: object, code: int, why: str
+) -> None:
+    put(tmp_path, "net1.conflist", {"name": "net1", "plugins": [{"type": "bridge"}]})
+    put_plugins(tmp_path / "net1", a={"type": "tuning"}, b=plugin)
+    with pytest.raises(CniError) as error:
+        networks.read(tmp_path / "net1.conflist")
+    assert error.value.code == code
+    assert error.value.msg.startswith(f"{tmp_path}/net1.conflist: {tmp_path}/net1/b.conf: {why}")
+
+
+def test_a_file_of_a_plugin_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "net1.conflist", {"name": "net1", "plugins": [{"type": "bridge"}]})
+    (tmp_path / "net1").mkdir()
+    (tmp_path / "net1" / "a.conf").symlink_to("nowhere")
+    with pytest.raises(CniError) as error:
+        networks.read(tmp_path / "net1.conflist")
+    assert (error.value.code, error.value.msg) == (
+        5,
+        f"{tmp_path}/net1.conflist: {tmp_path}/net1/a.conf: No such file or directory",
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"plugins": []}, "plugins: is empty"),
+        ({"plugins": {}}, "plugins: expected list, got object"),
+        ({"loadOnlyInlinedPlugins": True}, "plugins: is missing"),
+        ({"loadOnlyInlinedPlugins": "yes"}, "loadOnlyInlinedPlugins: expected boolean"),
+    ],
+)
+def test_files_of_plugins_do_not_mend_a_broken_list(tmp_path: Path, keys: dict[str, Any], why: str) -> None:
+    put(tmp_path, "net1.conflist", {"name": "net1", **keys})
+    put_plugins(tmp_path / "net1", a={"type": "tuning"})
+    with pytest.raises(CniError) as error:
+        networks.read(tmp_path / "net1.conflist")
+    assert error.value.msg.startswith(f"{tmp_path}/net1.conflist: {why}")
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink import nftsocket
 
-from cnikit import hostports, macspoofchk, masquerade
+from cnikit import forwarding, hostports, macspoofchk, masquerade
 from cnikit.conditions import Conditional
 from cnikit.effects.kernel import World
 from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Element, Rule, Table
 from cnikit.netlink.nftrules import compiled
 from cnikit.objects import HOST, Change, Make, Object, Remove
-from cnikit.plugins import firewall
-from cnikit.ruleset import Appended, Foreign, Member, Ruleset, member
+from cnikit.ruleset import Appended, Foreign, Member, Pair, Ruleset, member, pair
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
 EEXIST, ECANCELED = 17, 125
 TAG = "cni:net1/c1/eth0"
-TABLES = {table.name: table for table in (masquerade.TABLE, macspoofchk.TABLE, hostports.TABLE, firewall.TABLE)}
+TABLES = {table.name: table for table in (masquerade.TABLE, macspoofchk.TABLE, hostports.TABLE, forwarding.TABLE)}
 WORDS = {
     "ipv4_addr": ("10.1.0.7", "10.1.0.0/16"),
     "ipv6_addr": ("fd00::7", "fd00::/64"),
@@ -79,7 +78,7 @@ def test_nft_makes_the_same_of_the_text_as_the_kernel_of_the_bytes(host: str, na
 def test_a_rule_in_somebody_elses_chain(host: str) -> None:
     assert host
     sh("iptables -P FORWARD DROP")
-    what = Appended(HOST, "FORWARD", Table("ip", "filter", (), ()), firewall.ACCEPT_MARKED)
+    what = Appended(HOST, "FORWARD", Table("ip", "filter", (), ()), forwarding.ACCEPT_MARKED)
     with World() as world:
         assert world[HOST].dropping("forward") == [("ip", "filter", "FORWARD")]
         assert what.fault(world)
@@ -221,6 +220,45 @@ def test_an_interval_is_found_by_what_lies_in_it(world: World | FakeWorld) -> No
         assert world[HOST].element(hostports.TABLE, inside) == found
 
 
+INSIDE = pair(masquerade.TABLE, "inside4", "10.1.0.7", "10.1.0.0/16", TAG)
+
+
+def inside(subnet: str, comment: str = TAG) -> Pair:
+    return INSIDE.replace(element=INSIDE.element.replace(key=("10.1.0.7", subnet), comment=comment))
+
+
+@pytest.mark.parametrize("subnet", ["10.1.0.0/17", "10.1.128.0/17", "10.0.0.0/15"])
+def test_intervals_of_one_set_do_not_overlap(world: World | FakeWorld, subnet: str) -> None:
+    assert make(world, Ruleset(HOST, "cnikit_masquerade", masquerade.TABLE), INSIDE) == [0, 0]
+    assert make(world, inside(subnet)) == [EEXIST]
+    assert make(world, inside("10.0.0.0/16"), inside("10.2.0.0/16")) == [0, 0]
+    assert make(world, INSIDE.replace(element=INSIDE.element.replace(key=("10.1.0.8", subnet)))) == [0]
+
+
+@pytest.mark.parametrize("subnet", ["10.1.0.0/17", "10.1.128.0/17", "10.0.0.0/15", "10.0.0.0/8", "0.0.0.0/0"])
+def test_an_interval_takes_the_place_of_those_it_overlaps_with(world: World | FakeWorld, subnet: str) -> None:
+    made = inside(subnet, "cni:net1/c2/eth0")
+    neighbour = INSIDE.replace(element=INSIDE.element.replace(key=("10.1.0.8", "10.1.0.0/16")))
+    apart = inside("192.0.2.0/24") if subnet != "0.0.0.0/0" else neighbour
+    make(world, Ruleset(HOST, "cnikit_masquerade", masquerade.TABLE), INSIDE, neighbour)
+    make(world, apart)
+    assert made.fault(world) != ""
+    assert world[HOST].change(made.changes(world)) == [None, None]
+    assert [what.fault(world) for what in (made, neighbour, apart)] == ["", "", ""]
+    assert INSIDE.fault(world) != ""
+
+
+def test_the_first_interval_of_an_address_costs_one_look(world: World | FakeWorld) -> None:
+    make(world, Ruleset(HOST, "cnikit_masquerade", masquerade.TABLE))
+    assert INSIDE.changes(world) == (Make(INSIDE),)
+
+
+def test_another_interval_with_the_same_start_is_another(world: World | FakeWorld) -> None:
+    make(world, PORTMAP, RANGE)
+    shorter = RANGE.replace(element=RANGE.element.replace(key=("tcp", "0.0.0.0/0", "90-95")))
+    assert "there is no element inet cnikit_portmap ranges4" in shorter.fault(world)
+
+
 def test_a_transaction_is_done_whole_or_not_at_all(world: World | FakeWorld) -> None:
     assert make(world, PORTMAP, PORT) == [0, 0]
     assert make(world, OTHER, PORT, RANGE) == [ECANCELED, EEXIST, ECANCELED]
@@ -236,11 +274,11 @@ def test_what_is_gone_already_is_left_out(world: World | FakeWorld) -> None:
 
 def test_a_table_that_is_gone_is_made_with_its_elements(world: World | FakeWorld) -> None:
     """The ruleset may be flushed between a look at the table and the elements."""
-    bridges = member(firewall.TABLE, "confined", ("br1",), (), "ingressPolicy")
+    bridges = member(forwarding.TABLE, "confined", ("br1",), (), "ingressPolicy")
     assert take(world, OTHER) == [0]
     assert make(world, PORT, bridges, RANGE) == [0, 0, 0]
     assert [what.fault(world) for what in (PORTMAP, PORT, RANGE)] == ["", "", ""]
-    assert Ruleset(HOST, "cnikit_firewall", firewall.TABLE).fault(world) == ""
+    assert Ruleset(HOST, "cnikit_firewall", forwarding.TABLE).fault(world) == ""
 
 
 def test_a_large_transaction(world: World | FakeWorld) -> None:
@@ -264,17 +302,17 @@ def test_faults_of_an_element(world: World | FakeWorld, wanted: Element, fault: 
 
 
 def test_an_appended_rule(world: World | FakeWorld) -> None:
-    what = Appended(HOST, "admins", firewall.TABLE, Rule("jump MINE", "mine"))
-    make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE))
+    what = Appended(HOST, "admins", forwarding.TABLE, Rule("jump MINE", "mine"))
+    make(world, Ruleset(HOST, "cnikit_firewall", forwarding.TABLE))
     assert what.fault(world)
     assert make(world, what) == [0]
     assert what.fault(world) == ""
     # It is not ours to flush.
-    make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE))
+    make(world, Ruleset(HOST, "cnikit_firewall", forwarding.TABLE))
     assert what.fault(world) == ""
     # Somebody else may have added it since we looked.
     assert make(world, what) == [0]
-    assert world[HOST].rules(firewall.TABLE).count(("admins", "mine")) == 1
+    assert world[HOST].rules(forwarding.TABLE).count(("admins", "mine")) == 1
 
 
 def test_rules_in_words_of_nft_are_made_and_found_by_their_comment(world: World | FakeWorld) -> None:
@@ -290,16 +328,16 @@ def test_rules_in_words_of_nft_are_made_and_found_by_their_comment(world: World 
 
 
 def test_rules_of_others_are_deleted_by_the_beginning_of_their_comment(world: World | FakeWorld) -> None:
-    make(world, Ruleset(HOST, "cnikit_firewall", firewall.TABLE), Ruleset(HOST, "cnikit_portmap", hostports.TABLE))
+    make(world, Ruleset(HOST, "cnikit_firewall", forwarding.TABLE), Ruleset(HOST, "cnikit_portmap", hostports.TABLE))
     for comment in ("c1-a", "c1-b", "c2-a"):
-        make(world, Appended(HOST, "admins", firewall.TABLE, Rule("accept", comment)))
-    assert take(world, Foreign(HOST, "admins", firewall.TABLE, "c1-")) == [0]
-    assert take(world, Foreign(HOST, "admins", firewall.TABLE, "c1-")) == [0], "already gone is done"
-    assert take(world, Foreign(HOST, "admins", firewall.TABLE, "c2-", whole=True)) == [0]
-    assert [comment for chain, comment in world[HOST].rules(firewall.TABLE) if chain == "admins"] == ["c2-a"]
+        make(world, Appended(HOST, "admins", forwarding.TABLE, Rule("accept", comment)))
+    assert take(world, Foreign(HOST, "admins", forwarding.TABLE, "c1-")) == [0]
+    assert take(world, Foreign(HOST, "admins", forwarding.TABLE, "c1-")) == [0], "already gone is done"
+    assert take(world, Foreign(HOST, "admins", forwarding.TABLE, "c2-", whole=True)) == [0]
+    assert [comment for chain, comment in world[HOST].rules(forwarding.TABLE) if chain == "admins"] == ["c2-a"]
     # It is part of its transaction.
-    assert _errnos(world, [Remove(Foreign(HOST, "admins", firewall.TABLE, "c2-")), *[Make(PORT)] * 2]) != [0, 0, 0]
-    assert [comment for chain, comment in world[HOST].rules(firewall.TABLE) if chain == "admins"] == ["c2-a"]
+    assert _errnos(world, [Remove(Foreign(HOST, "admins", forwarding.TABLE, "c2-")), *[Make(PORT)] * 2]) != [0, 0, 0]
+    assert [comment for chain, comment in world[HOST].rules(forwarding.TABLE) if chain == "admins"] == ["c2-a"]
 
 
 def test_two_that_make_a_table_at_once_both_succeed(host: str) -> None:

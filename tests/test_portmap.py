@@ -305,10 +305,10 @@ def test_without_mappings_nothing_is_made(node: Node) -> None:
 
 
 BAD = {
-    "hostPort 0": (tcp(0, 80), "runtimeConfig.portMappings[0].hostPort: 0 is not in 1..65535"),
-    "hostPort too large": (tcp(65536, 80), "runtimeConfig.portMappings[0].hostPort: 65536 is not in 1..65535"),
+    "hostPort below 0": (tcp(-1, 80), "runtimeConfig.portMappings[0].hostPort: -1 is not in 0..65535"),
+    "hostPort too large": (tcp(65536, 80), "runtimeConfig.portMappings[0].hostPort: 65536 is not in 0..65535"),
     "containerPort 0": (tcp(80, 0), "runtimeConfig.portMappings[0].containerPort: 0 is not in 1..65535"),
-    "no hostPort": ({"containerPort": 1}, "runtimeConfig.portMappings[0].hostPort: is missing"),
+    "no containerPort": ({"hostPort": 1}, "runtimeConfig.portMappings[0].containerPort: is missing"),
     "protocol": ({**tcp(1, 1), "protocol": "icmp"}, "runtimeConfig.portMappings[0].protocol: 'icmp' is none of"),
     "no address": (tcp(1, 1, hostIP="here"), "runtimeConfig.portMappings[0].hostIP: 'here' is not an IP address"),
 }
@@ -323,11 +323,93 @@ def test_bad_mappings(node: Node, case: str) -> None:
     assert "cnikit_portmap" not in sh("nft list tables")
 
 
-def test_a_family_the_container_lacks(node: Node) -> None:
+# The family a container has, and what is left out then.
+ONE_FAMILY = {
+    4: ("IPv6", ["::", "2001:db8::1", "::1"], ["", "0.0.0.0", "192.0.2.1"]),
+    6: ("IPv4", ["0.0.0.0", "192.0.2.1"], ["", "::", "2001:db8::1"]),
+}
+
+
+@pytest.mark.parametrize("keys", [{}, {"backend": "iptables"}], ids=["nftables", "iptables"])
+@pytest.mark.parametrize("version", ONE_FAMILY)
+def test_a_mapping_of_a_family_the_container_lacks_is_left_out_and_named(
+    node: Node, version: int, keys: dict[str, Any]
+) -> None:
+    node.results[0]["ips"] = [ip for ip in node.results[0]["ips"] if (":" in ip["address"]) == (version == 6)]
+    lacking, others, own = ONE_FAMILY[version]
+    mappings = [tcp(8080 + i, 80, hostIP=ip) for i, ip in enumerate(others)]
+    mappings += [tcp(9090 + i, 80, hostIP=ip) for i, ip in enumerate(own)]
+    added = node.call("ADD", *mappings, **keys)
+    assert added.result()["ips"] == node.results[0]["ips"]
+    left = ", ".join(f"{8080 + i}/tcp of {ip}" for i, ip in enumerate(others))
+    assert added.stderr == f"portmap: not published, as the container has no {lacking} address: {left}\n"
+    published = sh("nft list table inet cnikit_portmap; iptables-save; ip6tables-save")
+    assert "8080" not in published
+    assert all(str(port) in published for port in range(9090, 9090 + len(own)))
+    check = node.call("CHECK", *mappings, **keys)
+    assert check.succeeded()
+    assert check.stderr == ""
+    with server(node.containers[0], (V4 if version == 4 else V6)[0], 80) as web:
+        address = "192.0.2.1" if version == 4 else "2001:db8::1"
+        assert all(reached(web, node.outside, address, port) for port in range(9090, 9090 + len(own)))
+        assert unreached(web, node.outside, address, 8080)
+
+
+def test_repair_leaves_out_the_same(node: Node) -> None:
     node.results[0]["ips"] = node.results[0]["ips"][:1]
-    code, msg = node.call("ADD", tcp(8080, 80, hostIP="2001:db8::1")).error()
-    assert (code, "hostIP 2001:db8::1 of port 8080: the container has no IPv6 address" in msg) == (7, True)
+    mappings = (tcp(8080, 80, hostIP="::"), tcp(8080, 80, hostIP="0.0.0.0"))
+    node.call("ADD", *mappings).result()
+    before = sh("nft list table inet cnikit_portmap")
+    sh("nft flush ruleset")
+    asked = request.parse(
+        {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": node.containers[0]},
+        json.dumps(config(*mappings, prev=node.results[0])).encode,
+    )
+    assert portmap.PLUGIN.repair(asked)
+    assert sh("nft list table inet cnikit_portmap") == before
+    assert portmap.PLUGIN.repair(asked) == ()
+
+
+@pytest.mark.parametrize("host_ip", ["::", "::1", "2001:db8::1"])
+def test_where_no_mapping_is_left_nothing_is_made(node: Node, host_ip: str) -> None:
+    node.results[0]["ips"] = node.results[0]["ips"][:1]
+    added = node.call("ADD", tcp(8080, 80, hostIP=host_ip))
+    assert added.result()["ips"] == node.results[0]["ips"]
+    assert added.stderr.endswith(f"no IPv6 address: 8080/tcp of {host_ip}\n")
     assert "cnikit_portmap" not in sh("nft list tables")
+
+
+def test_a_container_without_address_has_no_ports(node: Node) -> None:
+    node.results[0]["ips"] = []
+    added = node.call("ADD", tcp(8080, 80))
+    assert "ips" not in added.result()
+    assert added.stderr == "portmap: no port is published: the container has no address\n"
+
+
+def test_a_mapping_without_host_port_publishes_nothing(node: Node) -> None:
+    """A pod's container ports that have none, as a client hands them on that does not leave them out."""
+    mappings = ({"containerPort": 80}, {"HostPort": 0, "ContainerPort": 0, "Protocol": "?"}, tcp(8080, 80))
+    added = node.call("ADD", *mappings)
+    added.result()
+    where = "runtimeConfig.portMappings[0], runtimeConfig.portMappings[1]"
+    assert added.stderr == f"portmap: no port is published by what has no hostPort: {where}\n"
+    assert sh("nft list map inet cnikit_portmap ports4").count("cni:net1/c1/eth0") == 1
+    assert node.call("CHECK", *mappings).succeeded()
+    assert node.call("DEL", *mappings).succeeded()
+
+
+def test_of_many_mappings_that_publish_nothing_a_few_are_named(node: Node) -> None:
+    node.results[0]["ips"] = node.results[0]["ips"][:1]
+    added = node.call("ADD", *(tcp(port, 80, hostIP="::") for port in range(1, 20_001)))
+    added.result()
+    assert added.stderr.endswith("10/tcp of ::, and 19990 more\n")
+    assert len(added.stderr) < 300
+
+
+@pytest.mark.parametrize("protocol", ["", "tcp", "TCP", None])
+def test_a_protocol_that_is_tcp(node: Node, protocol: str | None) -> None:
+    node.call("ADD", {**tcp(8080, 80), "protocol": protocol}).result()
+    assert "tcp . 8080" in sh("nft list map inet cnikit_portmap ports4")
 
 
 def test_one_port_cannot_lead_to_two(node: Node) -> None:
@@ -495,7 +577,8 @@ def test_bad_keys(node: Node, case: str) -> None:
 def test_with_iptables(node: Node, keys: dict[str, Any]) -> None:
     node.call("ADD", tcp(8080, 80), **keys).result()
     assert "CNI-HOSTPORT-DNAT" in sh("iptables-save")
-    assert "cni:" not in sh("nft list table inet cnikit_portmap")
+    maps = "".join(sh(f"nft list map inet cnikit_portmap {name}") for name in ("ports4", "host_ports4", "ranges4"))
+    assert "cni:" not in maps, "no packet meets both backends"
     with server(node.containers[0], "0.0.0.0", 80) as web:
         assert reached(web, node.outside, "192.0.2.1", 8080) == "192.0.2.2"
         assert reached(web, node.host, "127.0.0.1", 8080) == "10.11.0.1"
@@ -629,7 +712,7 @@ def test_what_is_looked_at_is_locked(node: Node, monkeypatch: pytest.MonkeyPatch
 
 
 def _is_locked() -> bool:
-    with open(portmap.LOCK, "w") as file:
+    with open(hostports.LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -642,7 +725,7 @@ def test_what_is_published_leaves_the_hosts_own_1_alone(node: Node) -> None:
     with server(node.host, "::1", 8080) as own:
         assert reached(own, node.host, "::1", 8080) == "::1"
     code, msg = node.call("ADD", tcp(8081, 80, hostIP="::1")).error()
-    assert (code, msg.startswith("runtimeConfig.portMappings[0].hostIP: from ::1 there is no way")) == (7, True)
+    assert (code, "hostIP ::1 of port 8081: from ::1 there is no way" in msg) == (7, True)
 
 
 def test_two_thousand_ports(node: Node) -> None:

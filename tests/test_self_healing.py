@@ -19,11 +19,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnikit import ownership, spec
+from cnikit import hostports, iptables, leftovers, ownership, spec
+from cnikit.address import parse_ip
 from cnikit.effects import evidence, leases, netns
+from cnikit.effects.kernel import World
+from cnikit.errors import CniError
+from cnikit.hostports import Mapping
 from cnikit.ipam import host_local
+from cnikit.objects import HOST
+from cnikit.plan import Add, Ensure, apply
 from cnikit.request import Attachment
+from cnikit.result import IP
+from cnikit.ruleset import Ruleset
 from tests.conftest import BUILT, Call, sh
+from tests.packets import reached, server, unreached
 from tests.test_leases import lease_files, write_as_reference
 
 DAY = 86400
@@ -530,6 +539,44 @@ def test_whatever_times_files_have_a_reboot_frees_the_dead(
     assert holders(folder) == {"c6"}
 
 
+# What leads to an address
+
+
+@pytest.mark.parametrize("mark", ["", ownership.UNLINKED], ids=["ours", "another suite's interface"])
+def test_what_the_dead_left_under_an_address_goes_before_the_lease(
+    machine: Machine, networks: Path, new_container: Callable[[], str], mark: str
+) -> None:
+    path = new_container()
+    fill(networks, [path])
+    left = {number: Attachment("net", f"c{number}", "eth0") for number in (1, 2)}
+    with World() as world:
+        for number, attachment in left.items():
+            address, mapping = parse_ip(f"10.1.0.{number + 1}"), Mapping("udp", 8000 + number, 53)
+            port = hostports.port(mapping, address, ownership.tag(attachment) + mark)
+            apply((Ensure(Ruleset(HOST, hostports.TABLE.name, hostports.TABLE)), Add(port)), world)
+            apply(iptables.masquerade(attachment, [IP(f"10.1.0.{number + 1}/29")]), world)
+    before = sh("nft list map inet cnikit_portmap ports4"), sh("iptables -t nat -S")
+    assert [{"8001" in before[0], "8002" in before[0]}, before[1].count("-N CNI-")] == [{True}, 2]
+    sh(f"ip netns del {os.path.basename(path)}")
+    machine.runs_for(DAY)
+    assert add(networks, "late") == "10.1.0.2"
+    after = sh("nft list map inet cnikit_portmap ports4"), sh("iptables -t nat -S")
+    assert ("8001" in after[0], "8002" in after[0]) == (False, True), "the living one's stays"
+    assert (after[1].count("-N CNI-"), "10.1.0.2" in after[1]) == (1, False)
+
+
+def test_what_cannot_be_cleared_away_keeps_its_lease(
+    machine: Machine, networks: Path, folder: Path, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = new_container()
+    fill(networks, [path])
+    sh(f"ip netns del {os.path.basename(path)}")
+    machine.runs_for(DAY)
+    monkeypatch.setattr(leftovers, "_take", lambda *_: [CniError(100, "nft delete element: Operation not permitted")])
+    assert call("ADD", networks, "late").error() == (100, "nft delete element: Operation not permitted")
+    assert holders(folder) == ALL
+
+
 # The executables
 
 
@@ -588,3 +635,37 @@ def test_the_built_executables_heal_too(
         machine.reboot()
         assert b"10.1.0.2/29" in attach("late", late).stdout
         assert holders(folder) == {"late"}
+
+
+def test_a_port_of_a_container_that_died_does_not_lead_to_who_has_its_address_next(
+    machine: Machine, networks: Path, new_container: Callable[[], str]
+) -> None:
+    outside = new_container()
+    sh("ip link add wan up type veth peer name wan netns " + os.path.basename(outside))
+    sh(f"ip addr add 192.0.2.1/24 dev wan && ip -n {os.path.basename(outside)} addr add 192.0.2.2/24 dev wan")
+    sh(f"ip -n {os.path.basename(outside)} link set wan up")
+    one = {"subnet": "10.1.0.0/30"}
+    bridge: dict[str, Any] = {**config(networks, one), "bridge": "cni0", "isDefaultGateway": True, "ipMasq": True}
+    portmap: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net", "type": "portmap"}
+
+    def attach(container: str, path: str, *mappings: dict[str, Any]) -> None:
+        environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0", "CNI_NETNS": path}
+        environ["CNI_PATH"] = str(BUILT)
+        result: dict[str, Any] = {}
+        for conf in (bridge, {**portmap, "runtimeConfig": {"portMappings": mappings}}):
+            stdin = json.dumps({**conf, "prevResult": result} if result else conf).encode()
+            done = subprocess.run([BUILT / conf["type"]], input=stdin, env=environ, capture_output=True, check=False)
+            assert (done.returncode, done.stderr) == (0, b""), done.stdout
+            result = json.loads(done.stdout)
+
+    first = new_container()
+    attach("one", first, {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"})
+    with server(first, "0.0.0.0", 80) as web:
+        assert reached(web, outside, "192.0.2.1", 8080)
+    sh(f"ip netns del {os.path.basename(first)}")
+    machine.runs_for(1001 + evidence.GRACE)
+    second = new_container()
+    attach("two", second)
+    with server(second, "0.0.0.0", 80) as web:
+        assert unreached(web, outside, "192.0.2.1", 8080)
+    assert "8080" not in sh("nft list ruleset")

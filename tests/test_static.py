@@ -61,6 +61,20 @@ def test_result_has_the_versions_shape(version: str, document: dict[str, Any]) -
     assert given == {"cniVersion": version, **document}
 
 
+def test_routes_and_gateways_are_spelt_as_by_the_kernel() -> None:
+    routes = [
+        {"dst": "10.9.8.7/8", "gw": "::ffff:10.1.0.9", "table": 0},
+        {"dst": "FD00:0::7/64", "gw": "FE80:0::1"},
+    ]
+    address = {"address": "2001:DB8:0::07/64", "gateway": "2001:DB8::0:1"}
+    given = call("ADD", config(address, routes=routes)).result()
+    assert given["ips"] == [{"address": "2001:db8::7/64", "gateway": "2001:db8::1"}]
+    assert given["routes"] == [
+        {"dst": "10.0.0.0/8", "gw": "10.1.0.9", "table": 0},
+        {"dst": "fd00::/64", "gw": "fe80::1"},
+    ]
+
+
 @pytest.mark.parametrize("version", [version for version in spec.VERSIONS if spec.at_least(version, "0.3.0")])
 def test_no_addresses_are_fine_since_0_3_0(version: str) -> None:
     given = call("ADD", config(version=version)).result()
@@ -180,7 +194,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, int, str]] = {
     "route": ({"routes": [{"dst": "x"}]}, "", 7, "ipam.routes[0].dst: 'x' is not an address with a prefix length"),
     "dns": ({"dns": {"search": "x"}}, "", 7, "ipam.dns.search: expected list, got string"),
     "IP": ({}, "IP=10.1.0.7", 4, "CNI_ARGS: IP: '10.1.0.7' has no prefix length of 0 to 32 behind a slash"),
-    "GATEWAY": ({}, "GATEWAY=10.1.0.1,", 4, "CNI_ARGS: GATEWAY: '' is not an IP address"),
+    "GATEWAY": ({}, "GATEWAY=10.1.0.1,x", 4, "CNI_ARGS: GATEWAY: 'x' is not an IP address"),
     "unknown argument": ({}, "FOO=1", 4, "CNI_ARGS: unknown args ['FOO']"),
 }
 

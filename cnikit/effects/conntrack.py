@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from _socket import IPPROTO_UDP
 
-from cnikit.address import parse_ip
+from cnikit.address import family, parse_ip
 from cnikit.effects import netns, sysctl
 from cnikit.effects.netlink import NETLINK_NETFILTER, Socket
 from cnikit.errors import CniError
-from cnikit.hostports import StaleFlows
+from cnikit.hostports import FlowsTo, StaleFlows
 from cnikit.netlink import conntrack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
+    from cnikit.netlink.conntrack import Flow
     from cnikit.objects import Change, Object, Refusal
 
 # Reading this many entries takes as long as the kernel takes to look through its table once more (9 ms at the usual
@@ -38,13 +39,19 @@ def change(changes: Sequence[Change], fd: int | None) -> list[Refusal | None]:
 def _forget(flows: list[Object], entries: int) -> None:
     # Together, for the kernel looks through its table for each question.
     joined: dict[StaleFlows, list[int]] = {}
+    targets: dict[int, set[bytes]] = {}
     for some in flows:
         if isinstance(some, StaleFlows):
             joined.setdefault(some.replace(ports=()), []).extend(some.ports)
+        elif isinstance(some, FlowsTo):
+            packed = parse_ip(some.name)
+            targets.setdefault(family(packed), set()).add(packed)
     tracking = Conntrack()
     try:
         for some, ports in joined.items():
             tracking.forget(some.replace(ports=tuple(ports)), entries)
+        for af, addresses in targets.items():
+            tracking.forget_targets(af, addresses)
     finally:
         tracking.close()
 
@@ -71,10 +78,13 @@ class Conntrack:
             conntrack.flow(body) for port in asked for body in self._socket.dump(conntrack.dump_udp(flows.family, port))
         ]
         ports = frozenset(flows.ports)
-        self._socket.exchange(
-            [
-                conntrack.delete(flow)
-                for flow in found
-                if flow.protocol == IPPROTO_UDP and flow.port in ports and address in (b"", flow.address)
-            ]
-        )
+        self._delete(flow for flow in found if flow.port in ports and address in (b"", flow.address))
+
+    def forget_targets(self, af: int, addresses: Collection[bytes]) -> None:
+        """Delete the entries of flows that are led to one of these addresses, in the same way."""
+        found = map(conntrack.flow, self._socket.dump(conntrack.dump_udp(af)))
+        self._delete(flow for flow in found if flow.target in addresses)
+
+    def _delete(self, flows: Iterable[Flow]) -> None:
+        # Before Linux 5.8 other protocols are listed, too.
+        self._socket.exchange([conntrack.delete(flow) for flow in flows if flow.protocol == IPPROTO_UDP])

@@ -34,7 +34,7 @@ from cnikit.objects import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from typing import Any
 
     from cnikit.effects.iptables import Iptables
@@ -167,15 +167,20 @@ class Kernel:
                 self._nftables = Nftables()
         return self._nftables
 
+    def tables(self) -> frozenset[tuple[str, str]]:
+        """Return family and name of all nftables tables there are."""
+        return self.nftables().tables()
+
     def rules(self, table: Table) -> list[tuple[str, str]]:
         """Return chain and comment of the rules of a table."""
         return self.nftables().rules(table)
 
-    def has_chain(self, table: str, name: str) -> bool:
-        """Tell whether iptables has a chain, of either family and variant."""
-        if self.nftables().has_chain(table, name):
-            return True
-        return any(name in self.chains(version, table, "-legacy") for version in self.legacy(table))
+    def chains_there(self, table: str, names: Collection[str]) -> set[str]:
+        """Return those of these chains that iptables has, of either family and variant."""
+        found = self.nftables().chains_there(table, names)
+        for version in self.legacy(table):
+            found |= self.chains(version, table, "-legacy").keys() & names
+        return found
 
     def dropping(self, hook: str) -> list[tuple[str, str, str]]:
         """Return family, table and name of the nftables chains on a hook that drop what they do not accept."""
@@ -185,8 +190,12 @@ class Kernel:
         """Return what is in a set under an element's key."""
         return self.nftables().element(table, wanted)
 
+    def held(self, asked: Sequence[tuple[Table, Element]]) -> list[Element]:
+        """Return what is there under these keys."""
+        return self.nftables().held(asked)
+
     def elements(self, table: Table, prefix: str) -> list[Element]:
-        """Return the elements of a table's sets whose comment begins so."""
+        """Return the elements of a table's sets of which an owner's tag begins so."""
         return self.nftables().elements(table, prefix)
 
     def iptables(self, variant: str = "") -> Iptables:

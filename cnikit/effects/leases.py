@@ -245,9 +245,9 @@ class Store:
         gone = {owner: held[owner] for owner in evidence.extinct(noted, note(""))}
         return {**gone, b"": tuple(self._foreign)} if self._foreign else gone
 
-    def reclaim(self, network: str) -> None:
+    def reclaim(self, reclaimable: dict[bytes, tuple[str, ...]]) -> None:
         """Remove what is reclaimable, as far as it can be."""
-        for owner, addresses in self.reclaimable(network).items():
+        for owner, addresses in reclaimable.items():
             try:
                 if owner:
                     self.release(owner, addresses)

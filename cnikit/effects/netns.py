@@ -73,6 +73,21 @@ def is_same(fd: int, path: str) -> bool:
     return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
 
+def may_be(path: str, sandbox: str) -> bool:
+    """Tell whether a sandbox may be the namespace of a path: of a path that is gone, or not given, nothing is known."""
+    if path == sandbox:
+        return True
+    try:
+        opened = posix.stat(path)
+    except (OSError, ValueError):
+        return True
+    try:
+        named = posix.stat(sandbox)
+    except (OSError, ValueError):
+        return False
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
 class Inside:
     """Work in another namespace: `with Inside(fd): ...`. With None it stays where it is."""
 

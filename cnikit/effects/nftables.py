@@ -10,7 +10,7 @@ from cnikit.ruleset import Appended, Foreign, Member, Ruleset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from cnikit.netlink.codec import Message
     from cnikit.netlink.nftables import Element, Table
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 LOCK = "/run/cnikit-nftables.lock"
 
 ENOENT, ECANCELED = 2, 125
+_IPTABLES = ("ip", "ip6")  # the families of its tables
+_FEW = 4  # chains that are asked for by name; of more, all are listed
 BEGIN, END = (nftables.boundary(kind) for kind in (nftables.NFNL_MSG_BATCH_BEGIN, nftables.NFNL_MSG_BATCH_END))
 
 
@@ -27,27 +29,43 @@ class Nftables:
 
     def __init__(self) -> None:
         self._socket = Socket(NETLINK_NETFILTER)
+        self._tables: frozenset[tuple[str, str]] | None = None
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
 
+    def tables(self) -> frozenset[tuple[str, str]]:
+        """Return family and name of all tables there are, as of the first time it is asked, or of the last change."""
+        if self._tables is None:
+            self._tables = frozenset(nftables.table_name(body) for body in self._dump(nftables.dump_tables()))
+        return self._tables
+
     def rules(self, table: Table) -> list[tuple[str, str]]:
         """Return chain and comment of the rules of a table, none when there is no such table."""
         return [nftables.rule(body) for body in self._dump(nftables.dump_rules(table))]
 
-    def has_chain(self, table: str, name: str) -> bool:
-        """Tell whether an iptables table of either family has a chain, as far as nftables keeps them."""
-        asked = [nftables.get_chain(family, table, name) for family in ("ip", "ip6")]
-        return any(answer.errno == 0 for answer in self._socket.exchange(asked))
+    def chains_there(self, table: str, names: Collection[str]) -> set[str]:
+        """Return those of these chains that an iptables table of either family has, as far as nftables keeps them."""
+        families = [family for family in _IPTABLES if (family, table) in self.tables()]
+        if len(names) > _FEW and families:
+            listed = (nftables.chain(body) for body in self._dump(nftables.dump_chains()))
+            return {one.name for one in listed if one.family in _IPTABLES and one.table == table and one.name in names}
+        asked = [(family, name) for name in names for family in families]
+        answers = self._socket.exchange([nftables.get_chain(family, table, name) for family, name in asked])
+        return {name for (_, name), answer in zip(asked, answers, strict=True) if answer.errno == 0}
 
     def dropping(self, hook: str) -> list[tuple[str, str, str]]:
         """Return family, table and name of the chains on a hook that drop what they do not accept."""
-        chains = [nftables.base_chain(body) for body in self._dump(nftables.dump_chains())]
-        return [chain[:3] for chain in chains if chain and chain[3:] == (hook, nftables.NF_DROP)]
+        chains = [nftables.chain(body) for body in self._dump(nftables.dump_chains())]
+        return [
+            (one.family, one.table, one.name)
+            for one in chains
+            if one.family and (one.hook, one.policy) == (hook, nftables.NF_DROP)
+        ]
 
     def elements(self, table: Table, prefix: str) -> list[Element]:
-        """Return the elements of a table's sets whose comment begins so."""
+        """Return the elements of a table's sets of which an owner's tag begins so."""
         found: list[Element] = []
         for held in table.sets:
             for body in self._dump(nftables.dump_elements(table, held.name)):
@@ -64,13 +82,17 @@ class Nftables:
 
     def element(self, table: Table, wanted: Element) -> Element | None:
         """Return the element that is there under a key."""
-        answer = self._socket.exchange([nftables.get_element(table, wanted.set, wanted.key)])[0]
-        if answer.errno == ENOENT:
-            return None
-        if answer.errno:
-            raise NetlinkError(answer.errno, answer.why)
-        found = nftables.elements(table, wanted.set, answer.body)
-        return found[0] if found else None
+        return next(iter(self.held([(table, wanted)])), None)
+
+    def held(self, asked: Sequence[tuple[Table, Element]]) -> list[Element]:
+        """Return what is there under these keys."""
+        messages = [nftables.get_element(table, wanted.set, wanted.key) for table, wanted in asked]
+        found: list[Element] = []
+        for (table, wanted), answer in zip(asked, self._socket.exchange(messages), strict=True):
+            if answer.errno not in (0, ENOENT):
+                raise NetlinkError(answer.errno, answer.why)
+            found += nftables.elements(table, wanted.set, answer.body) if answer.errno == 0 else []
+        return found
 
     def change(self, changes: Sequence[Change]) -> list[Refusal | None]:
         """Do these as one transaction. See objects.Namespace; when one is refused, none is done.
@@ -108,6 +130,7 @@ class Nftables:
 
     def _commit(self, changes: Sequence[Change], flushed: Iterable[Table]) -> dict[int, int]:
         """Send a transaction that begins with the tables; return the errnos of changes that failed by place, or -1."""
+        self._tables = None
         messages = [message for table in flushed for message in self._messages(Make(Ruleset(HOST, table.name, table)))]
         places = [-1] * len(messages)
         for i, change in enumerate(changes):

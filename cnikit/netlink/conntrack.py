@@ -15,23 +15,29 @@ from cnikit.value import Value
 NFNL_SUBSYS_CTNETLINK = 1
 IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = 1, 2
 
-CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE, CTA_FILTER = 1, 12, 18, 25
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID, CTA_ZONE, CTA_FILTER = 1, 2, 12, 18, 25
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
-CTA_IP_V4_DST, CTA_IP_V6_DST = 2, 4
+CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_DST_PORT = 1, 3
 CTA_FILTER_ORIG_FLAGS = 1
 FILTER_FLAG_CTA_PROTO_NUM, FILTER_FLAG_CTA_PROTO_DST_PORT = 0x8, 0x20
+
+_ENDS = {True: (CTA_IP_V4_SRC, CTA_IP_V4_DST), False: (CTA_IP_V6_SRC, CTA_IP_V6_DST)}
 
 _GENMSG = Struct("!BBH")  # nfgenmsg: family, version, resource
 
 
 class Flow(Value):
-    """An entry: where its first packet was sent to, before any translation, and what names it to the kernel."""
+    """An entry: where its first packet was sent to, before any translation, and what names it to the kernel.
+
+    target: where its packets go after translation, which is where answers come from.
+    """
 
     family: int
     protocol: int
     address: bytes
     port: int
+    target: bytes
     original: bytes  # CTA_TUPLE_ORIG, CTA_ID and CTA_ZONE as they came
     id: bytes
     zone: bytes
@@ -66,12 +72,14 @@ def flow(body: bytes) -> Flow:
     original = got.get(CTA_TUPLE_ORIG, b"")
     parts = attributes(original)
     protocol = attributes(parts.get(CTA_TUPLE_PROTO, b""))
-    destination = CTA_IP_V4_DST if family == AF_INET else CTA_IP_V6_DST
+    source, destination = _ENDS[family == AF_INET]
+    reply = attributes(got.get(CTA_TUPLE_REPLY, b""))
     return Flow(
         family=family,
         protocol=int.from_bytes(protocol.get(CTA_PROTO_NUM, b""), "big"),
         address=attributes(parts.get(CTA_TUPLE_IP, b"")).get(destination, b""),
         port=int.from_bytes(protocol.get(CTA_PROTO_DST_PORT, b""), "big"),
+        target=attributes(reply.get(CTA_TUPLE_IP, b"")).get(source, b""),
         original=original,
         id=got.get(CTA_ID, b""),
         zone=got.get(CTA_ZONE, b""),

@@ -35,7 +35,7 @@ NLM_F_APPEND = 0x800
 
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 0, 2, 3, 4
+NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN = 0, 1, 2, 3, 4
 NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE, NFT_MSG_NEWSET = 6, 7, 8, 9
 NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_DELSETELEM = 12, 13, 14
 
@@ -52,6 +52,8 @@ NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 
 NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_USERDATA, NFTA_SET_ELEM_KEY_END = 1, 2, 6, 10
 NFTA_DATA_VALUE = 1
 NFTNL_UDATA_COMMENT = 0
+# Ours, far from libnftnl's numbers: nft shows the comment and passes over what it does not know.
+UDATA_ALSO = 0x80
 
 FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 # Hooks have other numbers in other families, yet these are the same in all of them.
@@ -114,13 +116,28 @@ class Table(Value):
         return next(found for found in self.sets if found.name == name)
 
 
+class ListedChain(Value):
+    """A chain that is there: its family ("" for one not used here); hook and policy ("", NF_ACCEPT) of a base chain."""
+
+    family: str
+    table: str
+    name: str
+    hook: str
+    policy: int
+
+
 class Element(Value):
-    """An element of a set: key and data in nft's words, one for each type; the comment is its owner's tag."""
+    """An element of a set: key and data in nft's words, one for each type; the comment is its owner's tag.
+
+    also: the tag of a second owner, of another network with the same address. It is kept behind the comment, where nft
+    does not look; both have room in what the kernel takes (NFT_USERDATA_MAXLEN, 256 bytes).
+    """
 
     set: str
     key: tuple[str, ...]
     data: tuple[str, ...] = ()
     comment: str = ""
+    also: str = ""
 
 
 def be32(kind: int, number: int) -> bytes:
@@ -160,7 +177,7 @@ def new_element(table: Table, element: Element) -> Message:
         words = zip(found.data, element.data, strict=True)
         data = b"".join(_padded(encoded(kind, word)[0], found.data) for kind, word in words)
         parts += nested(NFTA_SET_ELEM_DATA, attribute(NFTA_DATA_VALUE, data))
-    parts += commented(NFTA_SET_ELEM_USERDATA, element.comment)
+    parts += commented(NFTA_SET_ELEM_USERDATA, element.comment, element.also)
     return _of_set(NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, table, element.set, parts)
 
 
@@ -199,10 +216,14 @@ def _padded(data: bytes, kinds: tuple[str, ...]) -> bytes:
     return data + bytes(-len(data) & 3) if len(kinds) > 1 else data
 
 
-def commented(kind: int, text: str) -> bytes:
-    """Encode a comment, as a rule's or an element's userdata."""
+def commented(kind: int, text: str, also: str = "") -> bytes:
+    """Encode a comment, and the tag of a second owner, as a rule's or an element's userdata."""
+    return attribute(kind, _userdata(NFTNL_UDATA_COMMENT, text) + (_userdata(UDATA_ALSO, also) if also else b""))
+
+
+def _userdata(kind: int, text: str) -> bytes:
     data = text.encode("utf-8", "surrogateescape") + b"\0"
-    return attribute(kind, bytes((NFTNL_UDATA_COMMENT, len(data))) + data)
+    return bytes((kind, len(data))) + data
 
 
 def encoded(kind: str, word: str) -> tuple[bytes, bytes]:
@@ -250,6 +271,18 @@ def written(table: Table) -> str:
     return "\n".join([*lines, "}\n"])
 
 
+def dump_tables() -> Message:
+    """Return the message that asks for all tables of all families."""
+    return Message(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, NLM_F_DUMP, _GENMSG.pack(0, 0, 0))
+
+
+def table_name(body: bytes) -> tuple[str, str]:
+    """Decode a table: its family, "" for one that is not used here, and its name."""
+    number = header(_GENMSG, body)[0]
+    family = next((name for name, value in FAMILIES.items() if value == number), "")
+    return family, text(needed(attributes(body, _GENMSG.size), NFTA_TABLE_NAME))
+
+
 def dump_rules(table: Table) -> Message:
     """Return the message that asks for all rules of a table."""
     return request(NFT_MSG_GETRULE, table.family, NLM_F_DUMP, string(NFTA_RULE_TABLE, table.name))
@@ -278,16 +311,18 @@ def dump_chains() -> Message:
     return Message(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN, NLM_F_DUMP, _GENMSG.pack(0, 0, 0))
 
 
-def base_chain(body: bytes) -> tuple[str, str, str, str, int] | None:
-    """Decode a chain: family, table, name, hook and policy (NF_DROP or NF_ACCEPT); None when it is no base chain."""
+def chain(body: bytes) -> ListedChain:
+    """Decode a chain."""
     number, parts = header(_GENMSG, body)[0], attributes(body, _GENMSG.size)
-    family = next((name for name, value in FAMILIES.items() if value == number), "")
     hook = attributes(parts.get(NFTA_CHAIN_HOOK, b"")).get(NFTA_HOOK_HOOKNUM)
-    if not family or hook is None:
-        return None
-    place = next((name for name, value in HOOKS.items() if value == int.from_bytes(hook, "big")), "")
-    policy = int.from_bytes(parts.get(NFTA_CHAIN_POLICY, bytes(4)), "big")
-    return family, text(needed(parts, NFTA_CHAIN_TABLE)), text(needed(parts, NFTA_CHAIN_NAME)), place, policy
+    place = next((name for name, value in HOOKS.items() if hook and value == int.from_bytes(hook, "big")), "")
+    return ListedChain(
+        next((name for name, value in FAMILIES.items() if value == number), ""),
+        text(needed(parts, NFTA_CHAIN_TABLE)),
+        text(needed(parts, NFTA_CHAIN_NAME)),
+        place,
+        int.from_bytes(parts.get(NFTA_CHAIN_POLICY, bytes(4)), "big") if hook else NF_ACCEPT,
+    )
 
 
 def dump_elements(table: Table, name: str) -> Message:
@@ -306,7 +341,7 @@ def elements(table: Table, name: str, body: bytes, tag: str = "") -> list[Elemen
     if wanted not in listed:
         return []
     made = [_element(found, data) for data in _list(listed) if wanted in data]
-    return [element for element in made if element.comment.startswith(tag)]
+    return [element for element in made if element.comment.startswith(tag) or (tag and element.also.startswith(tag))]
 
 
 def _list(data: bytes) -> Iterator[bytes]:
@@ -330,6 +365,7 @@ def _element(found: Set, data: bytes) -> Element:
         _words(found.key, low, high),
         _words(found.data, value, value),
         comment(parts, NFTA_SET_ELEM_USERDATA),
+        comment(parts, NFTA_SET_ELEM_USERDATA, UDATA_ALSO),
     )
 
 
@@ -346,12 +382,12 @@ def _words(kinds: tuple[str, ...], low: bytes, high: bytes) -> tuple[str, ...]:
     return tuple(words)
 
 
-def comment(parts: dict[int, bytes], kind: int) -> str:
-    """Return the comment among a rule's or an element's attributes, "" when there is none."""
+def comment(parts: dict[int, bytes], kind: int, what: int = NFTNL_UDATA_COMMENT) -> str:
+    """Return the comment among a rule's or an element's attributes, or what else is kept there; "" for none."""
     data, offset = parts.get(kind, b""), 0
     while offset + 2 <= len(data):
         type_, length = data[offset : offset + 2]
-        if type_ == NFTNL_UDATA_COMMENT:
+        if type_ == what:
             return data[offset + 2 : offset + 2 + length].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
         offset += 2 + length
     return ""

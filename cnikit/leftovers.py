@@ -1,0 +1,201 @@
+"""What dead owners left under an address: found by the address, and taken away before another container has it.
+
+A container that ends without DEL leaves elements of nftables, rules of iptables and entries of connection tracking
+behind. They lead nowhere until its address is allocated again; then they lead into a stranger. So an attachment that
+is given addresses clears away what is keyed by them or leads to them:
+
+    clear          an attachment has been given addresses, by whatever IPAM plugin
+    clear_extinct  host-local reclaims addresses of attachments that cannot exist any more
+
+An owner is dead when no link has its tag, when its lease was reclaimed, or when its own network has given the address
+to another; where another suite made the interface (UNLINKED) only the latter two tell. A living owner, of another
+network with the same range, keeps what it has and is named on stderr.
+
+Each table has a set whose keys begin with the containers' addresses, so to find that nothing is there takes one
+exchange of messages. All else is looked at only when something is.
+"""
+
+from __future__ import annotations
+
+from cnikit import adopted, forwarding, hostports, masquerade, ownership, ruleset
+from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
+from cnikit.effects import locks, notes
+from cnikit.errors import CniError, collected
+from cnikit.netlink.nftables import Element
+from cnikit.objects import HOST
+from cnikit.ownership import UNLINKED
+from cnikit.plan import Del, remove
+from cnikit.plan import clear as clear_listed
+from cnikit.request import Attachment
+from cnikit.result import IP
+from cnikit.ruleset import Foreign
+from cnikit.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from cnikit.netlink.nftables import Table
+    from cnikit.objects import World
+    from cnikit.plan import Step
+
+TABLES = (masquerade.TABLE, hostports.TABLE, forwarding.TABLE)
+
+
+class Entry(Value):
+    """An element of one of the tables."""
+
+    table: Table
+    element: Element
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Return the tags of its owners, as they are written there."""
+        return tuple(filter(None, (self.element.comment, self.element.also)))
+
+    @property
+    def address(self) -> str:
+        """Return the container's address that it is keyed by, or leads to; "" for those of links."""
+        if self.element.set.startswith("spares"):
+            return self.element.key[3]
+        if self.element.set in ("confined", "within"):
+            return ""
+        return self.element.data[0] if self.element.data else self.element.key[0]
+
+
+def clear(attachment: Attachment, ips: Iterable[IP], world: World, chained: bool = False) -> None:
+    """Take away what dead owners left under addresses that the attachment has been given. Raises CniError.
+
+    chained: plugins before have made what has the attachment's own tag; otherwise that is of an earlier ADD.
+    """
+    mine, addresses = ownership.tag(attachment), [parse_cidr(ip.address)[0] for ip in ips]
+    own = (mine, mine + UNLINKED) if chained else ()
+    found = world[HOST].held([sign for packed in addresses for sign in _signs(packed, world)])
+    if all(element.comment in own and not element.also for element in found):
+        return
+    given = [format_ip(packed) for packed in addresses]
+    with locks.Locked(hostports.LOCK):
+        entries = [entry for entry in _listed("cni:", world) if entry.address in given]
+        others = {tag for entry in entries for tag in entry.tags if tag not in own}
+        dead = {tag for tag in others if not ruleset.is_alive_elsewhere(tag, mine, world)}
+        faults = _take(entries, dead, world)
+    of_dead = [entry for entry in entries if not dead.isdisjoint(entry.tags)]
+    faults += _clear_rest(of_dead, dead, world)
+    if faults:
+        raise collected(faults, f"clearing away what was left under {', '.join(given)}")
+    _name_living(entries, others - dead)
+
+
+def clear_extinct(extinct: Collection[Attachment], world: World) -> None:
+    """Take away what attachments of one network left that cannot exist any more. Raises CniError.
+
+    Leases of the reference's oldest form do not say the interface (""): then it is any of the container's.
+    """
+    tags = {ownership.tag(attachment) for attachment in extinct}
+    prefixes = {prefix for one in extinct for prefix in ownership.network_tags(one.network)}
+
+    def is_extinct(tag: str) -> bool:
+        whole = tag.removesuffix(UNLINKED)
+        return whole in tags or f"{whole.rpartition('/')[0]}/" in tags
+
+    with locks.Locked(hostports.LOCK):
+        entries = list(dict.fromkeys(entry for prefix in prefixes for entry in _listed(prefix, world)))
+        dead = {tag for entry in entries for tag in entry.tags if is_extinct(tag)}
+        faults = _take(entries, dead, world)
+    of_dead = [entry for entry in entries if not dead.isdisjoint(entry.tags)]
+    faults += _clear_rest(of_dead, dead, world, extinct)
+    if faults:
+        raise collected(faults, "clearing away what extinct containers left")
+
+
+def _signs(packed: bytes, world: World) -> list[tuple[Table, Element]]:
+    """Return where an address is found if anything of it is there, of tables that are."""
+    address, version = format_ip(packed), 4 if len(packed) == 4 else 6
+    signs = [
+        (masquerade.TABLE, Element(f"sources{version}", (address,))),
+        (forwarding.TABLE, Element(f"containers{version}", (address,))),
+        *((hostports.TABLE, Element(f"masquerade{version}", key)) for key in hostports.signs(packed)),
+    ]
+    return [(table, element) for table, element in signs if _is_there(table, world)]
+
+
+def _is_there(table: Table, world: World) -> bool:
+    try:
+        return (table.family, table.name) in world[HOST].tables()
+    except CniError:
+        return False  # as in an interface plugin's ADD
+
+
+def _listed(prefix: str, world: World) -> list[Entry]:
+    """Return all entries of which an owner's tag begins so."""
+    there = [table for table in TABLES if _is_there(table, world)]
+    return [Entry(table, element) for table in there for element in world[HOST].elements(table, prefix)]
+
+
+def _take(entries: Sequence[Entry], dead: Collection[str], world: World) -> list[CniError]:
+    """Take entries from their dead owners; return what went wrong."""
+    taken = [ruleset.taken_from(entry.element, entry.table, dead.__contains__) for entry in entries]
+    steps = [step for some in taken for step in some]
+    return remove(hostports.given_back(steps, world), world) if steps else []
+
+
+def _clear_rest(
+    entries: Sequence[Entry], dead: Collection[str], world: World, extinct: Iterable[Attachment] = ()
+) -> list[CniError]:
+    """Take away what goes with entries of dead owners and is no element; return what went wrong."""
+    attachments = dict.fromkeys([*extinct, *filter(None, map(ownership.attachment, dead))])
+    if not attachments and not entries:
+        return []
+    published = {entry.address for entry in entries if entry.table == hostports.TABLE}
+    forwarded = {entry.address for entry in entries if entry.table == forwarding.TABLE and entry.address}
+    addresses = sorted({entry.address for entry in entries if entry.address})
+    listings = (
+        lambda: _conditional_rules(dead, world) if published else (),
+        lambda: [Del(hostports.FlowsTo(HOST, address)) for address in sorted(published)],
+        lambda: _by_iptables(attachments, world),
+        lambda: adopted.firewall_of([IP(_whole(address)) for address in addresses], world),
+        lambda: _zone_sources(forwarded, world),
+    )
+    return clear_listed(listings, world)
+
+
+def _conditional_rules(dead: Collection[str], world: World) -> list[Step]:
+    """Return the steps that take away the rules of ports that dead owners published on conditions."""
+    rules = dict.fromkeys(world[HOST].rules(hostports.TABLE))
+    found = [(chain, comment) for chain, comment in rules if chain.startswith("conditional") and comment in dead]
+    return [Del(Foreign(HOST, chain, hostports.TABLE, comment, whole=True)) for chain, comment in found]
+
+
+def _by_iptables(attachments: Iterable[Attachment], world: World) -> list[Step]:
+    """Return the steps that take away the chains that the backend iptables has made for these."""
+    chains = {ownership.reference_chain(kind, one): one for one in attachments for kind in ("CNI-", "CNI-DN-")}
+    left = dict.fromkeys(chains[name] for name in adopted.those_there("nat", chains, world))
+    steps: list[Step] = []
+    for one in left:
+        steps += adopted.masquerade_of(one, tuple, world)
+        steps += adopted.port_mappings_of(one, world)
+    return steps
+
+
+def _zone_sources(addresses: Collection[str], world: World) -> list[Step]:
+    """Return the steps that take addresses out of the zones of firewalld that the backend of that name put them in."""
+    if not addresses:
+        return []
+    from cnikit.effects import firewalld
+    from cnikit.zones import ZoneSource
+
+    if not firewalld.is_running():
+        return []
+    found = [(world[HOST].zone_of(_whole(address)), _whole(address)) for address in sorted(addresses)]
+    return [Del(ZoneSource(HOST, zone, cidr)) for zone, cidr in found if zone]
+
+
+def _whole(address: str) -> str:
+    packed = parse_ip(address)
+    return format_cidr(packed, len(packed) * 8)
+
+
+def _name_living(entries: Sequence[Entry], living: Iterable[str]) -> None:
+    for tag in sorted(living):
+        shared = ", ".join(dict.fromkeys(entry.address for entry in entries if tag in entry.tags))
+        notes.say(f"{shared} is also an address of {hostports.shown_owner(tag)}, whose ports and rules stay")

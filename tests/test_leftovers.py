@@ -1,0 +1,353 @@
+"""What containers leave that end without DEL, and who has their address next: nothing of the dead reaches him."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnikit import hostports, leftovers
+from cnikit.effects.kernel import World
+from cnikit.effects.netlink import Socket
+from cnikit.errors import CniError
+from cnikit.netlink import codec
+from cnikit.netlink.nftables import NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE
+from cnikit.plugins import bridge, firewall, portmap
+from cnikit.request import Attachment
+from tests.conftest import Call, ip, sh
+from tests.packets import UDP, server, udp_socket, unreached, wire
+
+V4, V6 = "10.41.0.2", "fd00:41::2"
+PLUGINS = {"bridge": bridge.PLUGIN, "portmap": portmap.PLUGIN, "firewall": firewall.PLUGIN}
+
+
+def mapping(host: int, container: int, protocol: str = "tcp", **keys: Any) -> dict[str, Any]:
+    return {"hostPort": host, "containerPort": container, "protocol": protocol, **keys}
+
+
+class Owner:
+    """A container with the address, on a network of that name, by these plugins with these keys."""
+
+    def __init__(self, netns: str, network: str, container: str, **plugins: dict[str, Any]) -> None:
+        self.netns, self.network, self.container = netns, network, container
+        self.plugins = {"bridge": {}, **plugins}
+        self.ifname = "eth0"
+        self.result: dict[str, Any] = {}
+        self.said = ""
+
+    def call(self, verb: str, kind: str, **keys: Any) -> Call:
+        conf = {"cniVersion": "1.1.0", "name": self.network, "type": kind, **self.plugins[kind], **keys}
+        if kind == "bridge":
+            addresses = [{"address": f"{V4}/24"}, {"address": f"{V6}/64"}]
+            conf = {
+                "bridge": f"br-{self.network}",
+                "isDefaultGateway": True,
+                "ipam": {"type": "static", "addresses": addresses},
+                **conf,
+            }
+        if self.result:
+            conf = {**conf, "prevResult": self.result}
+        environ = {"CNI_NETNS": self.netns, "CNI_CONTAINERID": self.container, "CNI_IFNAME": self.ifname}
+        return Call(PLUGINS[kind], verb, conf, **environ)
+
+    def add(self) -> Owner:
+        for kind in self.plugins:
+            call = self.call("ADD", kind)
+            self.result = call.result()
+            self.said += call.stderr
+        return self
+
+    def delete(self) -> None:
+        for kind in reversed(self.plugins):
+            assert self.call("DEL", kind).succeeded()
+
+    def die(self) -> None:
+        """End without DEL; the kernel takes the veth along, a moment later. Its bridge goes too, as nobody needs it."""
+        host_end = self.result["interfaces"][1]["name"]
+        sh(f"ip netns del {Path(self.netns).name}")
+        until = time.monotonic() + 10
+        while any(link["ifname"] == host_end for link in ip("link")):
+            assert time.monotonic() < until, "something is in the namespace still"
+            time.sleep(0.01)
+        sh(f"ip link del br-{self.network}")
+
+
+@pytest.fixture
+def outside(host: str, new_container: Callable[[], str]) -> str:
+    other = new_container()
+    wire(host, other, ("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64"))
+    return other
+
+
+def ports(*mappings: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    return {"runtimeConfig": {"portMappings": list(mappings)}, **keys}
+
+
+def rules() -> str:
+    return sh("nft list ruleset; (iptables-save; ip6tables-save) | grep -v '^#' || true")
+
+
+LEFT: dict[str, dict[str, dict[str, Any]]] = {
+    "a port": {"portmap": ports(mapping(8080, 80))},
+    "a port of one address": {"portmap": ports(mapping(8080, 80, hostIP="192.0.2.1"))},
+    "ports in a row": {"portmap": ports(mapping(8080, 8080), mapping(8081, 8081))},
+    "without masquerading": {"portmap": ports(mapping(8080, 80), snat=False)},
+    "masqAll": {"portmap": ports(mapping(8080, 80), masqAll=True)},
+    "on conditions": {"portmap": ports(mapping(8080, 80), conditionsV4=["ip saddr != 192.0.2.99"])},
+    "by iptables": {"portmap": ports(mapping(8080, 80), backend="iptables")},
+    "ipMasq": {"bridge": {"ipMasq": True}},
+    "ipMasq and a port by iptables": {
+        "bridge": {"ipMasq": True, "ipMasqBackend": "iptables"},
+        "portmap": ports(mapping(8080, 80), backend="iptables"),
+    },
+    "firewall": {"firewall": {}},
+    "firewall by iptables": {"firewall": {"backend": "iptables"}, "portmap": ports(mapping(8080, 80))},
+}
+
+
+@pytest.mark.parametrize("plugins", LEFT.values(), ids=LEFT)
+@pytest.mark.parametrize("network", ["another network", "the same network"])
+def test_who_has_the_address_next_has_nothing_of_the_dead(
+    outside: str, new_container: Callable[[], str], plugins: dict[str, dict[str, Any]], network: str
+) -> None:
+    one = Owner(new_container(), "one", "dead", **plugins).add()
+    before = rules()
+    one.die()
+    assert before == rules(), "nobody else has taken it away"
+    two = Owner(new_container(), "two" if network == "another network" else "one", "next").add()
+    assert two.said == ""
+    assert "cni:" not in rules()
+    assert not {V4, V6} & {word.partition("/")[0] for word in rules().split()}
+    for port in (80, 8080):
+        with server(two.netns, "0.0.0.0", port) as web:
+            assert unreached(web, outside, "192.0.2.1", 8080)
+    assert two.call("CHECK", "bridge").succeeded()
+
+
+def test_the_same_container_made_again_without_ports_has_none(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    Owner(new_container(), "one", "c", portmap=ports(mapping(8080, 80)), firewall={}).add().die()
+    Owner(new_container(), "one", "c").add()
+    assert "cni:" not in rules()
+
+
+def test_flows_to_a_dead_container_do_not_reach_the_next(outside: str, new_container: Callable[[], str]) -> None:
+    one = Owner(new_container(), "one", "dead", portmap=ports(mapping(5353, 53, "udp"))).add()
+    with udp_socket(outside, "192.0.2.2", 4000) as client:
+        with server(one.netns, "0.0.0.0", 53, UDP) as resolver:
+            client.sendto(b"ping", ("192.0.2.1", 5353))
+            assert resolver.recv(64) == b"ping"
+        one.die()
+        two = Owner(new_container(), "two", "next").add()
+        with server(two.netns, "0.0.0.0", 53, UDP) as stranger:
+            stranger.settimeout(0.3)
+            client.sendto(b"ping", ("192.0.2.1", 5353))
+            with pytest.raises(TimeoutError):
+                stranger.recv(64)
+
+
+def test_a_spare_port_of_the_dead_is_never_made_a_port(host: str, new_container: Callable[[], str]) -> None:
+    """The container has a port on two networks, and ends: of the second only a spare is there."""
+    assert host
+    netns = new_container()
+    first = Owner(netns, "zero", "dead", portmap=ports(mapping(8080, 80)))
+    first.plugins["bridge"] = {"ipam": {"type": "static", "addresses": [{"address": "10.40.0.9/24"}]}}
+    first.add()
+    second = Owner(netns, "one", "dead", portmap=ports(mapping(8080, 80)))
+    second.ifname = "eth1"
+    second.add()
+    assert V4 in sh("nft list set inet cnikit_portmap spares4")
+    second.die()
+    Owner(new_container(), "two", "next").add()
+    assert V4 not in rules()
+    first.delete()
+    assert "cni:" not in rules(), "the spare does not take over"
+
+
+# Two networks with one range
+
+
+def both(new_container: Callable[[], str], **plugins: dict[str, Any]) -> tuple[Owner, Owner]:
+    one = Owner(new_container(), "one", "c1", bridge={"ipMasq": True}, **plugins).add()
+    return one, Owner(new_container(), "two", "c2", bridge={"ipMasq": True}, firewall={})
+
+
+@pytest.mark.parametrize("first_to_go", [0, 1])
+def test_a_living_owner_keeps_what_it_has_and_is_named(
+    host: str, new_container: Callable[[], str], first_to_go: int
+) -> None:
+    assert host
+    one, two = both(new_container, firewall={}, portmap=ports(mapping(8080, 80)))
+    before = {line for line in rules().splitlines() if "cni:one" in line}
+    two.add()
+    why = "is also an address of container c1 (eth0 of network one), whose ports and rules stay"
+    assert two.said == f"bridge: {V4}, {V6} {why}\n"
+    assert before == {line for line in rules().splitlines() if "cni:one" in line}
+    for owner in (one, two):
+        for kind in owner.plugins:
+            assert owner.call("CHECK", kind).succeeded()
+    going, staying = (one, two) if first_to_go == 0 else (two, one)
+    going.delete()
+    for kind in staying.plugins:
+        assert staying.call("CHECK", kind).succeeded()
+    staying.delete()
+    assert "cni:" not in rules()
+
+
+def test_gc_takes_one_of_two_owners_away(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    one, two = both(new_container, firewall={})
+    two.add()
+    for kind in one.plugins:
+        assert one.call("GC", kind, **{"cni.dev/valid-attachments": []}).succeeded()
+    assert "cni:one" not in rules()
+    for kind in two.plugins:
+        assert two.call("CHECK", kind).succeeded()
+
+
+def test_a_third_owner_goes_along_with_the_two(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    both(new_container, firewall={})[1].add()
+    before = rules()
+    three = Owner(new_container(), "three", "c3", bridge={"ipMasq": True}).add()
+    assert rules() == before
+    assert "container c1" in three.said
+    assert "container c2" in three.said
+    assert three.call("DEL", "bridge").succeeded()
+    assert rules() == before
+
+
+def test_a_failed_add_leaves_a_shared_entry_as_it_was(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    one, two = both(new_container)
+    before = rules()
+    routes = [{"dst": "203.0.113.0/24", "gw": "198.51.100.1"}]  # which no address of the container reaches
+    addresses = [{"address": f"{V4}/24"}]
+    ipam = {"type": "static", "addresses": addresses, "routes": routes}
+    assert two.call("ADD", "bridge", ipam=ipam).status == 1
+    assert rules() == before
+    for kind in one.plugins:
+        assert one.call("CHECK", kind).succeeded()
+
+
+# Interfaces that another suite has made
+
+
+def chained(owner: Owner, kind: str, verb: str = "ADD") -> Call:
+    """Call a plugin behind one of another suite's: the host's link carries no tag."""
+    owner.result = {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "vethother"}, {"name": "eth0", "sandbox": owner.netns}],
+        "ips": [{"address": f"{V4}/24", "interface": 1}, {"address": f"{V6}/64", "interface": 1}],
+    }
+    return owner.call(verb, kind)
+
+
+@pytest.mark.parametrize("kind", ["portmap", "firewall"])
+def test_behind_another_suites_plugin_the_first_of_ours_clears_away(
+    outside: str, new_container: Callable[[], str], kind: str
+) -> None:
+    Owner(new_container(), "one", "dead", portmap=ports(mapping(8080, 80)), firewall={}).add().die()
+    two = Owner(new_container(), "two", "next", **{kind: {}})
+    assert chained(two, kind).result()
+    assert "cni:one" not in rules()
+    assert ("cni:two/next/eth0 (unlinked)" in rules()) == (kind == "firewall")
+
+
+def test_what_the_plugin_before_has_made_stays(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    owner = Owner(new_container(), "one", "c", firewall={}, portmap=ports(mapping(8080, 80)))
+    assert chained(owner, "firewall").result()
+    assert chained(owner, "portmap").result()
+    assert chained(owner, "firewall", "CHECK").succeeded()
+    assert chained(owner, "portmap", "CHECK").succeeded()
+
+
+@pytest.mark.parametrize(("network", "stays"), [("one", False), ("two", True)])
+def test_of_another_suites_containers_only_their_own_network_tells(
+    host: str, new_container: Callable[[], str], network: str, stays: bool
+) -> None:
+    assert host
+    chained(Owner(new_container(), "one", "c1", portmap=ports(mapping(8080, 80))), "portmap").result()
+    two = Owner(new_container(), network, "c2", firewall={})
+    call = chained(two, "firewall")
+    assert call.result()
+    assert ("cni:one/c1/eth0" in rules()) == stays
+    assert ("container c1" in call.stderr) == stays
+
+
+# What it costs, and what can be in the way
+
+
+def _sent(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Record what is sent of nftables: of each send the kinds of its messages."""
+    sent: list[list[int]] = []
+    send = Socket._send
+
+    def watched(self: Socket, data: bytes) -> None:
+        kinds = [reply.type for reply in codec.replies(data)]
+        found = [kind & 0xFF for kind in kinds if kind >> 8 == NFNL_SUBSYS_NFTABLES]
+        sent.extend([found] if found else [])
+        send(self, data)
+
+    monkeypatch.setattr(Socket, "_send", watched)
+    return sent
+
+
+def test_where_no_table_is_one_look_says_so(
+    host: str, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host
+    sent = _sent(monkeypatch)
+    owner = Owner(new_container(), "one", "c").add()
+    assert sent == [[NFT_MSG_GETTABLE]]
+    sent.clear()
+    owner.delete()
+    assert sent == [[NFT_MSG_GETTABLE]]
+
+
+def test_where_nothing_is_under_the_address_no_set_is_listed(
+    host: str, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host
+    other = Owner(new_container(), "one", "c1", bridge={"ipMasq": True}, firewall={}, portmap=ports(mapping(8080, 80)))
+    other.add()
+    owner = Owner(new_container(), "two", "c2")
+    addresses = [{"address": "10.42.0.2/24"}, {"address": "fd00:42::2/64"}]
+    sent = _sent(monkeypatch)
+    owner.call("ADD", "bridge", ipam={"type": "static", "addresses": addresses}).result()
+    assert sent == [[NFT_MSG_GETTABLE], [NFT_MSG_GETSETELEM] * 8]
+
+
+def test_what_cannot_be_cleared_away_fails_the_add(
+    host: str, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that leads to a stranger is worse than a container less."""
+    assert host
+    Owner(new_container(), "one", "dead", portmap=ports(mapping(8080, 80))).add().die()
+    monkeypatch.setattr(leftovers, "remove", lambda *_: [CniError(100, "nft delete element: Operation not permitted")])
+    two = Owner(new_container(), "two", "next")
+    assert two.call("ADD", "bridge").error() == (100, "nft delete element: Operation not permitted")
+    assert ip(f"-n {Path(two.netns).name} link") == ip(f"-n {Path(two.netns).name} link show lo")
+
+
+def test_what_extinct_containers_left_is_found_by_their_tags(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    plugins = {"portmap": ports(mapping(8080, 80)), "firewall": {"ingressPolicy": "same-bridge"}}
+    one = Owner(new_container(), "one", "c1", bridge={"ipMasq": True}, **plugins).add()
+    before = rules()
+    with World() as world:
+        leftovers.clear_extinct([Attachment("one", "other", "eth0"), Attachment("two", "c1", "eth0")], world)
+        assert rules() == before
+        # The reference's oldest leases do not say the interface.
+        leftovers.clear_extinct([Attachment("one", "c1", "")], world)
+    assert "cni:" not in rules()
+    assert one.result
+
+
+def test_flows_are_shown_as_what_deletes_them() -> None:
+    shown = [hostports.FlowsTo("host", address).removal() for address in (V4, V6)]
+    assert shown == [f"conntrack -D -f ipv4 -p udp --reply-src {V4}", f"conntrack -D -f ipv6 -p udp --reply-src {V6}"]
