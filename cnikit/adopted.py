@@ -11,7 +11,7 @@ from cnikit import result, spec
 from cnikit.errors import CniError
 from cnikit.netlink.nftables import Table
 from cnikit.objects import HOST
-from cnikit.ownership import digest, reference_chain
+from cnikit.ownership import digest, keeps_living, network_tags, reference_chain
 from cnikit.plan import Del
 from cnikit.ruleset import Foreign
 
@@ -96,10 +96,30 @@ def firewall_of(ips: Sequence[IP], world: World) -> Sequence[Step]:
     return iptables.firewall_removal(ips)
 
 
+class _Kept:
+    """The containers that GC shall keep: those listed, and, where it is asked to, those that have a tagged link.
+
+    For the latter it is looked when it is first asked: what has a rule by then has its link.
+    """
+
+    def __init__(self, request: Request, world: World) -> None:
+        self._listed = {container for container, _ in request.valid_attachments()}
+        self._tags = network_tags(request.attachment.network)
+        self._world = world if keeps_living(request) else None
+        self._linked: set[str] | None = None
+
+    def __contains__(self, container: str) -> bool:
+        if container in self._listed or self._world is None:
+            return container in self._listed
+        if self._linked is None:
+            aliases = [link.alias for link in self._world[HOST].links() if link.alias.startswith(self._tags)]
+            self._linked = {alias.split("/")[1] for alias in aliases}
+        return container in self._linked
+
+
 def _garbage(listed: Callable[..., Sequence[Step]], request: Request, world: World) -> list[Step]:
-    keep = {container for container, _ in request.valid_attachments()}
     try:
-        return list(listed(request.attachment.network, keep, world))
+        return list(listed(request.attachment.network, _Kept(request, world), world))
     except CniError:
         return []  # There is no iptables here.
 

@@ -85,6 +85,7 @@ def interface(kind: InterfaceKind) -> Plugin:
         gc=lambda request: _gc(kind, request),
         status=lambda request: _status(kind, request),
         repair=lambda request: _repair(kind, request),
+        tags_links=True,
     )
 
 
@@ -346,6 +347,8 @@ def _gc(kind: InterfaceKind, request: Request) -> None:
 
 def _unlisted(request: Request, world: World, keep: frozenset[str]) -> list[Step]:
     """Return the host ends of the network to delete: those that are not to be kept."""
+    if ownership.keeps_living(request):
+        return []
     tags = ownership.network_tags(request.attachment.network)
     links = world[HOST].links()
     return [Del(Device(HOST, link.name)) for link in links if link.alias.startswith(tags) and link.alias not in keep]

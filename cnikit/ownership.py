@@ -22,6 +22,10 @@ UNLINKED = " (unlinked)"
 LONGEST_TAG = 127 - len(UNLINKED)
 LONGEST_PART = 40
 
+# A key of GC's configuration, this suite's own: what shows signs of life is kept as well, though it is not listed. Its
+# runtime cannot list what is attached after it has looked.
+KEEPS_LIVING = "cnikit/keepsLiving"
+
 # Two host ends would share a name once in 2**32; then the second name is taken.
 _TRIES = 2
 
@@ -81,6 +85,11 @@ def outdated(request: Request) -> Callable[[str], bool]:
         return lambda owner: owner.removesuffix(UNLINKED) == whole
     keep, network = kept(request), network_tags(request.attachment.network)
     return lambda owner: owner.startswith(network) and owner.removesuffix(UNLINKED) not in keep
+
+
+def keeps_living(request: Request) -> bool:
+    """Tell whether GC shall keep what shows signs of life, too: a link with its tag, a lease just taken."""
+    return request.verb == "GC" and request.config.raw(KEEPS_LIVING) is True
 
 
 def host_ends(attachment: Attachment) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ class Plugin(Value):
 
     repair is none of the protocol's: with the request a CHECK would be, it puts back what is gone and no interface,
     and returns the command lines of that. expected is an ipam plugin's: what its next ADD may give, as far as it can be
-    told before; each is the addresses of one ADD.
+    told before; each is the addresses of one ADD. tags_links: each attachment has a link on the host that carries its
+    tag.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Plugin(Value):
     status: Callable[[Request], None]
     repair: Callable[[Request], tuple[str, ...]] = lambda _: ()
     expected: Callable[[Request], Iterable[tuple[IP, ...]]] = lambda _: ((),)
+    tags_links: bool = False
 
     def serve(self, request: Request) -> Result | None:
         """Run the verb the request asks for; only ADD has a result."""

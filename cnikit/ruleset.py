@@ -187,6 +187,14 @@ def owner(element: Element) -> str:
     return element.comment.removesuffix(UNLINKED)
 
 
+def whose_to_remove(request: Request, world: World) -> Callable[[str], bool]:
+    """Return what tells of a comment whether what has it is to go, by DEL or GC."""
+    whose = ownership.outdated(request)
+    if not ownership.keeps_living(request):
+        return whose
+    return lambda comment: whose(comment) and (comment.endswith(UNLINKED) or not is_alive(comment, world))
+
+
 def owners(element: Element) -> tuple[str, ...]:
     """Return the tags of all attachments an element belongs to."""
     return tuple(tag.removesuffix(UNLINKED) for tag in (element.comment, element.also) if tag)
@@ -224,7 +232,7 @@ def outdated(tables: Iterable[Table], request: Request, world: World) -> list[St
     """Return the steps that take away the elements DEL, or GC, is to. Where no such table is, one look says so."""
     network = request.attachment.network
     prefixes = ownership.network_tags(network) if request.verb == "GC" else (ownership.tag(request.attachment),)
-    return tagged(tables, prefixes, ownership.outdated(request), world)
+    return tagged(tables, prefixes, whose_to_remove(request, world), world)
 
 
 def tagged(tables: Iterable[Table], prefixes: Iterable[str], whose: Callable[[str], bool], world: World) -> list[Step]:

@@ -13,7 +13,8 @@
 Every verb raises CniError with the code its plugin gave, the plugin's type at the head of the message. As the
 specification wants it, two verbs of one container are never run at the same time, nor GC of a network beside anything
 else on it: all runtimes with the same cache, in whatever process, wait for each other (cnikit.exclusion). libcni does
-not wait. Source: specification sections 2 and 3; repair is this library's own.
+not wait, and GC takes nothing from what it attaches. Source: specification sections 2 and 3; repair and survey are this
+library's own.
 """
 
 from __future__ import annotations
@@ -26,19 +27,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cnikit import execution, jsontext, request, result, spec
+from cnikit import execution, jsontext, liveness, networks, ownership, request, result, spec
 from cnikit.attachments import DEFAULT_FOLDER, Attachment, Cache, Cached
-from cnikit.effects import files, netns, notes
-from cnikit.effects.kernel import World
+from cnikit.effects import files, notes
 from cnikit.errors import CniError, collected, invalid_environment
 from cnikit.exclusion import PATIENCE, Exclusion
 from cnikit.fields import Fields
+from cnikit.liveness import DEAD, Standing
 from cnikit.main import without_bootloader
 from cnikit.networks import Network, Plugin
-from cnikit.objects import CONTAINER, HOST
 from cnikit.plugin import Plugin as OwnPlugin
 
-__all__ = ["Added", "Attachment", "Repaired", "Runtime"]
+__all__ = ["Added", "Attachment", "Repaired", "Runtime", "Standing"]
 
 # The version since which DEL is given the result of the ADD.
 _DEL_WITH_RESULT = "0.4.0"
@@ -156,31 +156,100 @@ class Runtime:
             for repaired in self._repair(network, attachment, known=attachments is None)
         )
 
-    def gc(self, network: Network, keep: Iterable[Attachment] | Callable[[], Iterable[Attachment]]) -> None:
-        """Free everything of the network but what belongs to the attachments in keep.
+    def survey(self, network: Network) -> tuple[Standing, ...]:
+        """Return all attachments to the network that are known, whoever made them, and which of them are alive.
 
-        Cached attachments that are not kept get DEL, then every plugin gets GC, whatever failed before; all faults
-        come as one error. A network that disables GC is left alone; one older than GC (1.1.0) gets the DELs only.
-        keep may be a function, which is called when nothing else runs on the network: who is alive is known then.
+        They are known by the cache, by their links and by their leases: cnikit.liveness. Nothing is changed.
+        """
+        return liveness.survey(network, self.cache.of(network.name), self.cache.unreadable(network.name))
+
+    def gc(
+        self,
+        network: Network,
+        keep: Iterable[Attachment] | None = None,
+        dry_run: bool = False,
+        report: Callable[[Standing, bool], None] = lambda _, __: None,
+    ) -> None:
+        """Free what belongs to attachments that are gone; with keep, everything but what belongs to the ones in it.
+
+        What survey() finds dead, or what is not in keep, gets DEL, then every plugin gets GC, whatever failed before;
+        all faults come as one error. What is attached or being attached by other runtimes is alive. A network that
+        disables GC is left alone; one older than GC (1.1.0) gets the DELs only. With dry_run nothing is changed.
+        report is called with each attachment that is known and whether it is, or would be, freed; not with those
+        whose DEL fails. Raises CniError (code 4) where nothing tells who is alive.
         """
         if network.disable_gc:
             return
         with self._exclusion.alone(network.name):
-            self._free(network, keep() if callable(keep) else keep)
-
-    def _free(self, network: Network, keep: Iterable[Attachment]) -> None:
-        kept = [attachment.key for attachment in keep]
-        stale = [attachment for attachment in self.attachments(network) if attachment.key not in kept]
-        faults = []
-        for attachment in stale:
-            try:
-                with self._exclusion.of_container(attachment.container):
-                    self._detach(network, attachment)
-            except CniError as e:
-                faults.append(CniError(e.code, f"DEL of {'/'.join(attachment.key)}: {e.msg}", e.details))
-        faults += [] if network.declines("GC") else self._gc(network, kept)
+            kept = None if keep is None else dict.fromkeys(attachment.key for attachment in keep)
+            found = self.survey(network)
+            if kept is None and not found:
+                self._refuse_to_free_all(network)
+            faults = []
+            for one in found:
+                goes = one.state == DEAD if kept is None else one.is_sure and one.attachment.key not in kept
+                try:
+                    freed = goes and (dry_run or self._free(network, one, ask_again=kept is None))
+                except CniError as e:
+                    faults.append(CniError(e.code, f"DEL of {'/'.join(one.attachment.key)}: {e.msg}", e.details))
+                else:
+                    report(one, freed)
+            if not dry_run and not network.declines("GC"):
+                faults += self._gc(network, kept)
         if faults:
             raise collected(faults, f"gc of {network.name}")
+
+    def _refuse_to_free_all(self, network: Network) -> None:
+        """Raise CniError where nothing is known, and what other runtimes attached would not be."""
+        if not liveness.has_leases(network) and not any(self._tags_links(plugin) for plugin in network.plugins):
+            raise CniError(
+                spec.INVALID_ENVIRONMENT,
+                "no attachment is known, so everything would be freed",
+                "name what is attached (--keep), or say that nothing is (--all)",
+            )
+
+    def _tags_links(self, plugin: Plugin) -> bool:
+        """Tell whether a plugin is one of ours that leaves a tagged link on the host for each attachment."""
+        try:
+            own = _own(plugin.type, execution.find(plugin.type, self.path))
+        except CniError:
+            return False
+        return own is not None and own.tags_links
+
+    def _free(self, network: Network, standing: Standing, ask_again: bool) -> bool:
+        """Give DEL for an attachment; return whether it was given. It is not for one that came back meanwhile."""
+        attachment = standing.attachment
+        with self._exclusion.of_container(attachment.container):
+            cached = self.cache.find(network.name, attachment)
+            if ask_again and (cached != standing.cached or liveness.has_changed(network, standing)):
+                return False
+            # The path of a namespace that is gone may be another's by now.
+            attachment = replace(attachment, netns="") if standing.state == DEAD else attachment
+            self._detach(self._as_then(network, cached), attachment)
+        return True
+
+    def _as_then(self, network: Network, cached: Cached | None) -> Network:
+        """Return the network as it was when an attachment was added, and with the plugins it has got since.
+
+        A plugin that it has lost since, and that is not installed any more, cannot be asked.
+        """
+        try:
+            then = networks.parse(cached.config) if cached and cached.config else network
+        except CniError:
+            return network
+        if then.name != network.name:
+            return network
+        now = {plugin.type for plugin in network.plugins}
+        lost = {plugin.type for plugin in then.plugins if plugin.type not in now and not self._has(plugin)}
+        before = [plugin for plugin in then.plugins if plugin.type not in lost]
+        new = now - {plugin.type for plugin in before}
+        return replace(then, plugins=(*before, *(plugin for plugin in network.plugins if plugin.type in new)))
+
+    def _has(self, plugin: Plugin) -> bool:
+        try:
+            return bool(execution.find(plugin.type, self.path))
+        except CniError:
+            return False
 
     def status(self, network: Network) -> None:
         """Ask every plugin, in order, whether it could serve an ADD; the first that cannot ends it (codes 50, 51).
@@ -227,10 +296,10 @@ class Runtime:
                 if known and not self.cache.find(network.name, attachment):
                     return []
                 attachment, previous = self._as_added(network, attachment)
-                _find_interface(attachment, _parsed(previous, network.version))
+                gone = _find_namespace(network, attachment, _parsed(previous, network.version))
+                if gone:
+                    return [Repaired(attachment, left_alone=gone)]
                 return [self._repair_share(network, plugin, attachment, previous) for plugin in network.plugins]
-        except FileNotFoundError:
-            return [Repaired(attachment, left_alone=f"{attachment.netns} is gone")]
         except CniError as e:
             return [Repaired(attachment, fault=e)]
 
@@ -245,8 +314,10 @@ class Runtime:
             if own:
                 return _repair_by(own, self._asked(network, plugin, attachment, previous), done, network)
             done = replace(done, left_alone=f"{file} is another suite's")
-            if not network.disable_check:
-                self._run("CHECK", network, plugin, attachment, previous)
+            if network.disable_check:
+                why = "it is another suite's, and the network disables CHECK"
+                raise CniError(spec.INCOMPATIBLE_VERSION, f"{plugin.type} was not looked at", why)
+            self._run("CHECK", network, plugin, attachment, previous)
         except CniError as e:
             return replace(done, fault=e)
         return done
@@ -284,13 +355,16 @@ class Runtime:
                 faults.append(e)
         return faults
 
-    def _gc(self, network: Network, kept: Sequence[tuple[str, str]]) -> list[CniError]:
-        valid = [{"containerID": container, "ifname": ifname} for container, ifname in kept]
-        # The specification's text had the second key for a while, and plugins were written to it.
-        keys = {"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}
+    def _gc(self, network: Network, kept: Iterable[tuple[str, str]] | None) -> list[CniError]:
+        """Give GC to every plugin. Without a list of what is kept it is what is alive, or may be, at that moment."""
         faults = []
         for plugin in network.plugins:
             try:
+                valid = _alive(self.survey(network)) if kept is None else kept
+                keys: dict[str, object] = {} if kept is not None else {ownership.KEEPS_LIVING: True}
+                listed = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
+                # The specification's text had the second key for a while, and plugins were written to it.
+                keys |= {"cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}
                 self._execute("GC", plugin, _request(network, plugin, **keys))
             except CniError as e:
                 faults.append(e)
@@ -328,6 +402,10 @@ class Runtime:
         )
 
 
+def _alive(found: Iterable[Standing]) -> list[tuple[str, str]]:
+    return [standing.attachment.key for standing in found if standing.state != DEAD]
+
+
 def _own(kind: str, file: str) -> OwnPlugin | None:
     """Return the plugin whose executable this is, when a build of this suite is what lies there.
 
@@ -359,27 +437,28 @@ def _repair_by(own: OwnPlugin, asked: request.Request, done: Repaired, network: 
     return done
 
 
-def _find_interface(attachment: Attachment, added: result.Result) -> None:
-    """Make sure that the container's interface is the one that was added: the netns may be another container's by now.
+def _find_namespace(network: Network, attachment: Attachment, added: result.Result) -> str:
+    """Make sure that the container's namespace is there, and its interface. Return what to say of one that is gone.
 
-    Raises FileNotFoundError when the netns is gone, CniError (101) when the interface is not there or not the same.
+    Raises CniError for one that cannot be looked at, or is another's by now.
     """
-    with World(netns.open_netns(attachment.netns)) as world:
-        for listed in added.interfaces:
-            if not listed.sandbox or listed.name != attachment.ifname:
-                continue
-            link = world[CONTAINER].link(listed.name)
-            if link is None:
-                raise CniError(spec.CHECK_FAILED, f"{listed.name} is not in {attachment.netns}", "DEL and ADD make it")
-            if listed.mac and link.mac != listed.mac.lower():
-                why = f"{listed.name} in {attachment.netns} has the MAC address {link.mac}, not {listed.mac}"
-                raise CniError(spec.CHECK_FAILED, why, "it may be another container's")
-            # Who has an address after another may have its MAC address too.
-            ends = [other.name for other in added.interfaces if not other.sandbox]
-            peer = world[HOST].link_at(link.peer) if link.kind == "veth" else None
-            if peer and peer.peer == link.index and ends and peer.name not in ends:
-                why = f"the other end of {listed.name} in {attachment.netns} is {peer.name}, not {ends[-1]}"
-                raise CniError(spec.CHECK_FAILED, why, "it may be another container's")
+    if not attachment.netns:
+        raise CniError(
+            spec.INVALID_NETNS,
+            "its network namespace is not known",
+            f"the cached result has no netns, and lists no interface {attachment.ifname} with a sandbox",
+        )
+    try:
+        liveness.find_interface(attachment, added)
+    except FileNotFoundError:
+        end = liveness.host_end(network.name, attachment, added)
+        if end is None:
+            return f"{attachment.netns} is gone"
+        why = f"{attachment.netns} is not there, but {end.name} on the host is"
+        raise CniError(
+            spec.INVALID_NETNS, why, "it may be mounted in another mount namespace; run cnitool there"
+        ) from None
+    return ""
 
 
 def _config(network: Network, plugin: Plugin, attachment: Attachment, previous: Mapping[str, Any]) -> dict[str, Any]:

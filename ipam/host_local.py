@@ -65,7 +65,8 @@ ADD     gives an interface that already holds an address the same one again (nob
 DEL     needs the network's name and dataDir; a fault in the ranges does not keep an address
 CHECK   each set must have an address in prevResult, and the lease of each must be this container's
 GC      removes the leases of all attachments not in cni.dev/valid-attachments, and what never was one; no list at all
-        is refused. The list is believed, whatever is alive
+        is refused. The list is believed, whatever is alive; cnitool's GC asks that leases of links with tags, and
+        those of the last 5 minutes, be kept as well (docs/design.md, "Which attachments are alive")
 STATUS  code 50 when no lease can be written. That a set has no address left is ADD's to say, by code 11: a failing
         STATUS takes the whole node out of service, and the next DEL may free one
 
@@ -171,14 +172,18 @@ def _check_lease(store: Store, request: Request, address: str) -> None:
 
 def gc(request: Request) -> None:
     """Release what attachments hold that are not valid any more."""
+    from cnikit import ownership
+
     valid = request.valid_attachments()
     containers = {container for container, _ in valid}
     faults = []
     with Store(_folder(request)) as store:
-        for holder, addresses in list(store.leases().items()):
+        held = list(store.leases().items())
+        living = _living(request, store) if ownership.keeps_living(request) else ()
+        for holder, addresses in held:
             container, ifname = leases.split(holder)
             # The older form does not say which interface it is for: any of the container keeps it.
-            if (container, ifname) in valid or (not ifname and container in containers):
+            if (container, ifname) in valid or (not ifname and container in containers) or holder in living:
                 continue
             try:
                 store.release(holder, addresses)
@@ -187,6 +192,16 @@ def gc(request: Request) -> None:
         store.discard_foreign()
     if faults:
         raise collected(faults, f"GC of network {request.attachment.network}")
+
+
+def _living(request: Request, store: Store) -> set[bytes]:
+    """Return the owners whose attachments show signs of life."""
+    from cnikit.effects import evidence
+
+    now, network = leases.note(""), request.attachment.network
+    tags = {owner: leases.tag(network, owner) for owner in store.leases()}
+    linked = evidence.linked(list(tags.values()))
+    return {owner for owner, tag in tags.items() if tag in linked or evidence.is_young(store.note_of(owner), now)}
 
 
 def status(request: Request) -> None:
@@ -215,11 +230,15 @@ def expected(request: Request) -> Iterator[tuple[IP, ...]]:
 
 
 def _folder(request: Request) -> str:
-    ipam = request.config.object("ipam")
+    return folder(request.config.object("ipam"), request.attachment.network)
+
+
+def folder(ipam: Fields, network: str) -> str:
+    """Return the folder of a network's leases, by what its configuration has under ipam. Raises CniError (7)."""
     data_dir = ipam.string("dataDir") or DATA_DIR
     if not data_dir.startswith("/"):
         raise ipam.invalid("dataDir", f"{data_dir!r} is not absolute")
-    return f"{data_dir}/{request.attachment.network}"
+    return f"{data_dir}/{network}"
 
 
 def _sets(request: Request) -> tuple[RangeSet, ...]:

@@ -64,7 +64,7 @@ from cnikit.netlink.nftables import PROTOCOLS
 from cnikit.objects import HOST, Sysctl
 from cnikit.plan import Add, Del, Ensure, Set, Step, apply, clear, mend, preflight, remove
 from cnikit.plugin import Plugin
-from cnikit.ruleset import Foreign, Member, Ruleset, outdated
+from cnikit.ruleset import Foreign, Member, Ruleset, outdated, whose_to_remove
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -313,7 +313,7 @@ def _asked_for(request: Request) -> list[hostports.StaleFlows]:
 
 def _rules(request: Request, world: World) -> list[Step]:
     """Return the steps that take away what was published on conditions."""
-    whose = ownership.outdated(request)
+    whose = whose_to_remove(request, world)
     if (TABLE.family, TABLE.name) not in world[HOST].tables():
         return []
     found = dict.fromkeys(one for one in world[HOST].rules(TABLE) if one[0].startswith("conditional"))

@@ -637,7 +637,7 @@ def configuration_files(data: bytes) -> None:
             lambda: cache.find("n", whose),
             lambda: cache.holder(whose),
             lambda: cache.of("n"),
-            lambda: cache.broken("n"),
+            lambda: cache.unreadable("n"),
             lambda: cache.store(networks.parse(documents[0]), whose, PREVIOUS),
             lambda: cache.forget("n", whose),
         ):

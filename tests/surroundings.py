@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ from typing import TypeVar
 import pytest
 
 from cnikit.effects import netns
-from tests.conftest import ip, private, sh
+from tests.conftest import BUILT, ip, private, sh
 
 # Serves its host name by HTTP on port 80.
 SERVER = "localhost/server:latest"
@@ -44,6 +45,18 @@ def needs(*commands: str) -> None:
         pytest.skip(f"{commands[0]} runs containers for root only")
     missing = [command for command in commands if shutil.which(command) is None]
     assert missing == [], "./build.sh test all installs what is missing"
+
+
+def cnitool(configurations: Path, *arguments: str, enter: Sequence[str] = ()) -> str:
+    """Run cnitool on what another runtime has cached, which must succeed; return what it prints.
+
+    enter is a command that brings it where the runtime is.
+    """
+    environ = os.environ | {"NETCONFPATH": str(configurations)}
+    command = [*enter, str(BUILT / "cnitool"), *arguments]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
 
 
 # The images

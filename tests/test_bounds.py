@@ -32,7 +32,7 @@ MEBIBYTE = 1 << 20
 # What reads, and what bounds it. Whatever else is read, is read by these.
 READERS = {
     "effects/files.py lines": "a line of a mebibyte",
-    "effects/files.py beginning": "a mebibyte",
+    "effects/files.py beginning": "a mebibyte; 8 of a cached result",
     "effects/files.py listing": "MOST_NAMES",
     "effects/process.py read": "a mebibyte of each stream, 8 of iptables-save",
     "effects/netlink.py _receive": "16 KiB, and MOST_LISTED and MOST_BYTES of a dump",
@@ -181,7 +181,7 @@ def test_a_cached_result(tmp_path: Path) -> None:
     (tmp_path / "results" / "net1-c1-eth0").symlink_to("/dev/zero")
     cache = Cache(tmp_path)
     assert cache.find("net1", Attachment("c1")) is None
-    assert [file.name for file in cache.broken("net1")] == ["net1-c1-eth0"]
+    assert [one.file.name for one in cache.unreadable("net1")] == ["net1-c1-eth0"]
 
 
 def sparse(path: Path) -> None:

@@ -124,7 +124,6 @@ def test_version_lists_every_plugins(tool: Tool) -> None:
     ("keys", "arguments", "why"),
     [
         ({"cniVersion": "1.0.0"}, ("status", "net1"), "cniVersion is 1.0.0, STATUS came with 1.1.0"),
-        ({"cniVersion": "1.0.0"}, ("gc", "net1", "--all"), "cniVersion is 1.0.0, GC came with 1.1.0"),
         ({"disableGC": True}, ("gc", "net1", "--all"), "disableGC is true"),
         ({"disableCheck": True}, ("check", "net1", "/proc/self/ns/net"), "disableCheck is true"),
     ],
@@ -290,7 +289,8 @@ class TestGC:
     @pytest.fixture
     def attached(self, tool: Tool) -> Tool:
         for ifname in ("eth0", "eth1"):
-            assert tool.run("add", "net1", tool.netns, CNI_IFNAME=ifname)[0] == 0
+            assert tool.run("add", "net1", "/proc/self/ns/net", CNI_IFNAME=ifname)[0] == 0
+        tool.container = cnitool.container_id("/proc/self/ns/net")
         tool.plugins.calls()
         return tool
 
@@ -304,35 +304,54 @@ class TestGC:
         """Return the interfaces that are still cached."""
         return sorted(file.name.rpartition("-")[2] for file in tool.results.iterdir())
 
-    def test_by_default_the_cached_attachments_are_valid(self, attached: Tool) -> None:
-        assert attached.run("gc", "net1") == (0, "", "")
-        assert self.valid(attached) == [f"{attached.container}/eth0", f"{attached.container}/eth1"]
+    def test_by_default_what_cannot_be_told_gone_is_valid(self, attached: Tool) -> None:
+        kept = [f"{attached.container}/{ifname}" for ifname in ("eth0", "eth1")]
+        lines = [f"kept {one}: nothing tells whose /proc/self/ns/net is" for one in kept]
+        assert attached.run("gc", "net1") == (0, "\n".join([*lines, "nothing to free", ""]), "")
+        assert self.valid(attached) == kept
         assert self.kept(attached) == ["eth0", "eth1"]
 
     @pytest.mark.parametrize("options", [["--keep", "{}/eth1", "db/eth0"], ["--keep", "{}/eth1", "--keep", "db/eth0"]])
     def test_keep_names_what_is_valid(self, attached: Tool, options: list[str]) -> None:
         named = [option.format(attached.container) for option in options]
-        assert attached.run("gc", "net1", *named) == (0, "", "")
+        freed = f"freed {attached.container}/eth0: it is not to be kept\n"
+        assert attached.run("gc", "net1", *named, "--dry-run") == (0, freed.replace("freed", "would free"), "")
+        assert (self.kept(attached), attached.plugins.calls()) == (["eth0", "eth1"], [])
+        assert attached.run("gc", "net1", *named) == (0, freed, "")
         assert self.valid(attached) == [f"{attached.container}/eth1", "db/eth0"]
         assert self.kept(attached) == ["eth1"]
 
     def test_all_frees_everything(self, attached: Tool) -> None:
-        assert attached.run("gc", "net1", "--all") == (0, "", "")
+        assert attached.run("gc", "net1", "--all")[::2] == (0, "")
         assert self.valid(attached) == []
         assert self.kept(attached) == []
 
     def test_an_empty_cache_is_not_taken_for_all(self, tool: Tool) -> None:
         status, _, stderr = tool.run("gc", "net1")
         assert status == 1
-        assert stderr.startswith("cnitool: gc net1: no attachment is cached, so everything would be freed (say --all ")
+        assert stderr.startswith("cnitool: gc net1: no attachment is known, so everything would be freed (")
         assert tool.plugins.calls() == []
+
+    def test_an_empty_cache_will_do_where_leases_tell_what_is_attached(self, tool: Tool, tmp_path: Path) -> None:
+        ipam = {"type": "host-local", "dataDir": str(tmp_path)}
+        tool.configure({**NETWORK, "plugins": [{"type": "alpha", "ipam": ipam}]})
+        assert tool.run("gc", "net1") == (0, "nothing to free\n", "")
+        assert self.valid(tool) == []
+
+    def test_in_a_network_older_than_gc_there_is_del(self, attached: Tool) -> None:
+        attached.configure({**NETWORK, "cniVersion": "1.0.0"})
+        status, _, stderr = attached.run("gc", "net1", "--all")
+        assert (status, stderr, self.kept(attached)) == (0, "", [])
+        assert attached.plugins.called() == ["beta DEL", "alpha DEL"] * 2
 
     def test_a_broken_cached_result_is_not_taken_for_a_dead_attachment(self, attached: Tool) -> None:
         broken = attached.results / f"net1-{attached.container}-eth1"
         broken.write_text("")
-        status, _, stderr = attached.run("gc", "net1")
-        assert (status, attached.plugins.calls()) == (1, [])
-        assert stderr.startswith(f"cnitool: gc net1: {broken}: cannot be read")
+        status, stdout, stderr = attached.run("gc", "net1")
+        assert (status, stderr) == (0, "")
+        assert f"kept {attached.container}/eth1: {broken}: is not JSON" in stdout
+        assert f"{attached.container}/eth1" in self.valid(attached)
+        assert broken.exists()
 
     def test_help_warns(self, tool: Tool) -> None:
         status, stdout, _ = tool.run("gc", "--help")

@@ -244,7 +244,7 @@ class Load:
             self._collect("GC", partial(self._gc, network))
 
     def _gc(self, network: Network) -> None:
-        self.node.runtime.gc(network, lambda: self.node.runtime.attachments(network))
+        self.node.runtime.gc(network)
 
     def flush_and_repair(self) -> None:
         """Take away all rules, and repair each network."""

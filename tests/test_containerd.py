@@ -29,6 +29,7 @@ from tests.surroundings import (
     PAUSE,
     SERVER,
     cable,
+    cnitool,
     get,
     is_closed,
     leases,
@@ -410,6 +411,15 @@ def test_gc_beside_pods_that_start(kubelet: Kubelet, containerd: Containerd, hos
         for address in addresses[pod]:
             assert get(host, address, 80) == name
     assert leases("kubernetes") == sorted(address for pair in addresses.values() for address in pair)
+
+
+def test_a_pod_in_another_mount_namespace_is_never_nothing(kubelet: Kubelet, containerd: Containerd) -> None:
+    """Seen from outside of containerd's, the path of its network namespace is a file without one."""
+    pod = kubelet.run("web", TCP)
+    with pytest.raises(AssertionError, match=f"{pod}/eth0: .* is not there, but veth"):
+        cnitool(containerd.networks, "repair", "kubernetes")
+    assert cnitool(containerd.networks, "gc", "kubernetes") == "nothing to free"
+    assert containerd.cnitool("repair", "kubernetes").strip() == "nothing was missing"
 
 
 @pytest.mark.parametrize("by", ["network", "netns"])

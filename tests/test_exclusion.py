@@ -277,7 +277,7 @@ def test_locks_that_come_and_go_let_one_in_at_a_time(folder: Path) -> None:
 def test_what_is_alive_is_looked_for_when_nothing_else_runs(folder: Path, plugins: FakePlugins) -> None:
     """An ADD that ends while gc waits is not taken for one that is gone."""
     ours = runtime(plugins, folder, patience=60)
-    gc = Thread(target=lambda: ours.gc(NET, lambda: ours.attachments(NET)))
+    gc = Thread(target=lambda: ours.gc(NET))
     with Exclusion(folder).beside_others("net1", "web"):
         gc.start()
         while not (folder / "next-net1").exists():

@@ -32,6 +32,7 @@ EFFECTFUL = (
     "cnikit.execution",
     "cnikit.networks",
     "cnikit.attachments",
+    "cnikit.liveness",
     "cnikit.runtime",
     "cnikit.cli",
 )
@@ -127,7 +128,9 @@ def test_pure_modules_do_not_reach_the_world(name: str) -> None:
     assert {whole for whole in through_doors if not whole.startswith(HARMLESS)} == set()
 
 
-FOR_PEOPLE = ("cnikit.cli", "cnikit.runtime", "cnikit.networks", "cnikit.attachments", "cnikit.execution")
+FOR_PEOPLE = (
+    *("cnikit.cli", "cnikit.runtime", "cnikit.liveness", "cnikit.networks", "cnikit.attachments", "cnikit.execution"),
+)
 HOT = {**EXECUTABLES, **{name: path for name, path in MODULES.items() if not name.startswith(FOR_PEOPLE)}}
 
 

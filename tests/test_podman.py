@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import BUILT, PROJECT, sh
+from tests.conftest import BUILT, PROJECT, ip, sh
 from tests.packets import reached, server
 from tests.surroundings import (
     HOST,
@@ -20,11 +20,13 @@ from tests.surroundings import (
     PAUSE,
     SERVER,
     cable,
+    cnitool,
     get,
     is_closed,
     leases,
     needs,
     traces,
+    wait_for,
     write_images,
 )
 
@@ -237,17 +239,40 @@ def test_reload_after_a_flush(podman: Podman, host: str, outside: str) -> None:
         assert reached(elsewhere, podman.netns("web"), OUTSIDE[4], 80) == HOST[4]
 
 
-def test_repair_after_a_flush(podman: Podman, outside: str) -> None:
-    """From what podman's libcni has cached."""
+def test_repair_after_a_flush(podman: Podman, host: str, outside: str) -> None:
+    """The libcni of podman 4 caches no path of the namespace."""
     podman("network", "create", "one")
     podman.serve("web", "--network", "one", "--publish", "8080:80")
+    (file,) = Path("/var/lib/cni/results").glob("one-*")
+    assert "netns" not in json.loads(file.read_text())
+    assert cnitool(podman.networks, "repair", "one") == "nothing was missing"
     sh("nft flush ruleset")
-    repair = f"NETCONFPATH={podman.networks} {BUILT}/cnitool repair one"
-    assert "put back" in sh(repair)
+    assert ": portmap: put back: " in cnitool(podman.networks, "repair", "one")
     assert get(outside, HOST[4], 8080) == "web"
+    assert get(host, "127.0.0.1", 8080) == "web"
     with server(outside, OUTSIDE[4], 80) as elsewhere:
         assert reached(elsewhere, podman.netns("web"), OUTSIDE[4], 80) == HOST[4]
-    assert "put back" not in sh(repair)
+    assert cnitool(podman.networks, "repair", "one") == "nothing was missing"
+    assert cnitool(podman.networks, "check", "one", podman.netns("web")) == ""
+
+
+def test_gc_after_a_crash(podman: Podman, outside: str) -> None:
+    """The container died with podman's monitor, and its namespace with them; what is left is a cached result."""
+    podman("network", "create", "one")
+    podman.serve("web", "--network", "one", "--publish", "8080:80")
+    podman.serve("gone", "--network", "one", "--publish", "8081:80")
+    netns, container = podman.netns("gone"), podman("inspect", "--format", "{{.Id}}", "gone")
+    sh(f"kill -9 {podman('inspect', '--format', '{{.State.ConmonPid}} {{.State.Pid}}', 'gone')}")
+    sh(f"umount {netns} && rm {netns}")
+    wait_for(lambda: not any(container in link.get("ifalias", "") for link in ip("link")))
+    assert cnitool(podman.networks, "gc", "--dry-run", "one") == f"would free {container}/eth0: {netns} is gone"
+    assert cnitool(podman.networks, "gc", "one") == f"freed {container}/eth0: {netns} is gone"
+    assert leases("one") == [podman.address("web", "one")]
+    assert not any(container in trace for trace in traces())
+    assert get(outside, HOST[4], 8080) == "web"
+    assert cnitool(podman.networks, "gc", "one") == "nothing to free"
+    # What its monitor would have written, for podman to remove it.
+    (podman.networks.parent / "tmp" / "exits" / container).write_text("137")
 
 
 def test_restart(podman: Podman, outside: str) -> None:

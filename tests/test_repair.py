@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cnikit import networks
+from cnikit.attachments import Attachment
 from cnikit.cli.cnitool import container_id
+from cnikit.runtime import Runtime
 from tests.conftest import BUILT, PROJECT, ip, sh
 from tests.packets import IN_VAIN, PATIENCE, reached, server, wire
 
@@ -301,3 +305,144 @@ def test_a_port_that_another_container_has_by_now_stays_its(node: Node) -> None:
     assert node.is_published(node.db, 8080)
     assert node.check(node.web, node.db) == [1, 0]
     assert node.is_masqueraded(node.web)
+
+
+# What other runtimes have cached: their libcni may be older, and their containers' ids are not made of paths.
+
+HEX = "0123456789abcdef" * 4
+
+
+def cached(node: Node, netns: str) -> tuple[Path, dict[str, Any]]:
+    """Return the file with a container's cached result, and what it holds."""
+    (file,) = node.results.glob(f"*{container_id(netns)}*")
+    return file, json.loads(file.read_text())
+
+
+def as_libcni_1_1(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry as podman 4 and containerd 1.6 and 1.7 have it."""
+    return {key: value for key, value in entry.items() if key != "netns"}
+
+
+def as_libcni_0_7(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the result alone."""
+    result: dict[str, Any] = entry["result"]
+    return result
+
+
+@pytest.fixture
+def foreign(node: Node) -> Node:
+    """Have another runtime attach two containers, with ids of its own; web is HEX."""
+    node.add(node.db, 8081)
+    runtime = Runtime([node.plugins], node.results.parent)
+    mapping = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
+    conf = networks.parse(json.dumps(network(node.results.parent)).encode())
+    runtime.add(conf, Attachment(HEX, netns=node.web, capabilities={"portMappings": [mapping]}))
+    return node
+
+
+class TestOlderCaches:
+    """Whatever libcni cached a result, it is enough to repair, check and delete by."""
+
+    def rewrite(self, node: Node, how: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        file = node.results / f"net1-{HEX}-eth0"
+        file.write_text(json.dumps(how(json.loads(file.read_text()))))
+
+    def test_without_netns_all_is_put_back(self, foreign: Node) -> None:
+        self.rewrite(foreign, as_libcni_1_1)
+        foreign.flush()
+        status, lines, stderr = foreign.tool("repair")
+        mine = [f"{HEX}/eth0: {kind}" for kind in ("bridge", "portmap", "firewall")]
+        assert (status, put_back(lines), stderr) == (0, [*mine, *shares(foreign.db)], "")
+        assert foreign.is_published(foreign.web, 8080)
+        assert foreign.tool("repair") == (0, ["nothing was missing"], "")
+
+    def test_a_result_alone_has_no_ports_to_put_back(self, foreign: Node) -> None:
+        """Nobody has noted which there were."""
+        self.rewrite(foreign, as_libcni_0_7)
+        foreign.flush()
+        status, lines, stderr = foreign.tool("repair")
+        mine = [f"{HEX}/eth0: {kind}" for kind in ("bridge", "firewall")]
+        assert (status, put_back(lines), stderr) == (0, [*mine, *shares(foreign.db)], "")
+        assert foreign.is_masqueraded(foreign.web)
+
+    @pytest.mark.parametrize("how", [as_libcni_1_1, as_libcni_0_7])
+    def test_by_its_namespace(self, foreign: Node, how: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self.rewrite(foreign, how)
+        assert foreign.tool("check", foreign.web) == (0, [], "")
+        foreign.flush()
+        assert foreign.tool("check", foreign.web)[0] == 1
+        status, lines, _ = foreign.tool("repair", foreign.web)
+        assert (status, {line.partition("/")[0] for line in lines}) == (0, {HEX})
+        assert foreign.tool("check", foreign.web) == (0, [], "")
+        assert foreign.tool("check", foreign.db)[0] == 1
+        assert foreign.tool("del", foreign.web) == (0, [], "")
+        assert HEX not in sh("nft list ruleset; ip link")
+        assert [file.name for file in foreign.results.iterdir()] == [f"net1-{container_id(foreign.db)}-eth0"]
+
+    def test_a_result_alone_of_cnitools_own(self, attached: Node) -> None:
+        """By its name it may be of a network net1-cnitool, but who names the namespace means cnitool's own."""
+        file, entry = cached(attached, attached.web)
+        file.write_text(json.dumps(as_libcni_0_7(entry)))
+        attached.flush()
+        status, _, stderr = attached.tool("repair")
+        assert (status, f"{file}: cannot be read, so its attachment is not repaired: whose it is" in stderr) == (
+            1,
+            True,
+        )
+        assert attached.tool("repair", attached.web)[0] == 0
+        assert attached.check(attached.web) == [0]
+
+    def test_a_namespace_that_nothing_tells_is_never_nothing(self, attached: Node) -> None:
+        file, entry = cached(attached, attached.web)
+        entry = as_libcni_1_1(entry)
+        del entry["result"]["interfaces"][-1]["sandbox"]
+        file.write_text(json.dumps(entry))
+        status, lines, stderr = attached.tool("repair")
+        assert (status, lines) == (1, [])
+        assert f"{container_id(attached.web)}/eth0: its network namespace is not known" in stderr
+        status, lines, stderr = attached.tool("repair", attached.web)
+        assert (status, lines) == (1, [])
+        assert f"no attachment of {attached.web} to net1 is cached" in stderr
+
+    def test_a_namespace_that_is_mounted_elsewhere_is_never_nothing(self, attached: Node) -> None:
+        """As seen from outside of a containerd with a mount namespace of its own: the container lives."""
+        with subprocess.Popen(["nsenter", f"--net={attached.web}", "sleep", "1000"]) as process:
+            while not os.path.samefile(f"/proc/{process.pid}/ns/net", attached.web):
+                time.sleep(0.01)
+            sh(f"umount {attached.web}")
+            attached.flush()
+            status, lines, stderr = attached.tool("repair")
+            process.kill()
+        assert (status, put_back(lines)) == (1, shares(attached.db))
+        said = f"{container_id(attached.web)}/eth0: {attached.web} is not there, but veth"
+        assert (said in stderr, stderr.count("\n")) == (True, 1)
+
+    def test_all_gone_is_not_nothing_missing(self, attached: Node) -> None:
+        for netns in (attached.web, attached.db):
+            sh(f"ip netns del {Path(netns).name}")
+        for _ in range(200):
+            if not ip("link show type veth master br1"):
+                break
+            time.sleep(0.02)
+        status, lines, stderr = attached.tool("repair")
+        assert (status, lines[-1], stderr) == (0, "nothing to repair: no container is there", "")
+        assert [line.partition(": ")[2] for line in lines[:-1]].count(f"left alone: {attached.web} is gone") == 1
+
+    @pytest.mark.parametrize(("name", "is_its"), [("eth1", True), ("", False)])
+    def test_one_containers_unreadable_results_are_told(self, attached: Node, name: str, is_its: bool) -> None:
+        broken = attached.results / (f"net1-{container_id(attached.web)}-{name}" if name else "net1-zzz-eth0")
+        broken.touch()
+        status, lines, stderr = attached.tool("repair", attached.web)
+        if is_its:
+            assert (status, lines, str(broken) in stderr) == (1, [], True)
+        else:
+            assert (status, lines, stderr) == (0, ["nothing was missing"], "")
+
+    def test_another_suites_plugin_that_cannot_be_asked_is_told(self, attached: Node, tmp_path: Path) -> None:
+        conf = network(tmp_path)
+        attached.configure({**conf, "plugins": [*conf["plugins"], {"type": "other"}], "disableCheck": True})
+        (attached.plugins / "other").write_text("#!/bin/sh\n")
+        (attached.plugins / "other").chmod(0o755)
+        status, lines, stderr = attached.tool("repair", attached.web)
+        assert (status, "nothing was missing" in lines) == (1, False)
+        assert "other was not looked at (it is another suite's, and the network disables CHECK)" in stderr

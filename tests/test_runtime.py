@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cnikit import networks, result
+from cnikit import networks, result, spec
 from cnikit.attachments import Cache
 from cnikit.errors import CniError
 from cnikit.networks import Network
@@ -397,6 +397,22 @@ def test_delete_has_the_result_in_the_version_the_network_has_now(runtime: Runti
     }
 
 
+@pytest.mark.parametrize("version", spec.VERSIONS)
+def test_a_cached_result_of_every_version_is_given_to_check_and_delete(
+    tmp_path: Path, runtime: Runtime, plugins: FakePlugins, version: str
+) -> None:
+    given = result.Result(ips=(result.IP("10.1.0.7/24", "10.1.0.1"),))
+    entry = {"kind": "cniCacheV1", "containerId": "web", "ifName": "eth0", "networkName": "net1"}
+    for text in ({**entry, "result": result.document(given, version)}, result.document(given, version)):
+        file = tmp_path / "cache" / "results" / "net1-web-eth0"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(text))
+        runtime.check(chain(), WEB)
+        runtime.delete(chain(), WEB)
+        assert [call["stdin"]["prevResult"] for call in plugins.calls()] == [result.document(given, "1.1.0")] * 6
+        assert not file.exists()
+
+
 def test_what_was_never_added_can_be_deleted_twice(runtime: Runtime, plugins: FakePlugins) -> None:
     for _ in range(2):
         runtime.delete(chain(), Attachment("web", netns="/run/netns/web"))
@@ -550,7 +566,9 @@ class TestRepair:
     def test_a_network_that_disables_check_is_repaired_and_not_checked(
         self, attached: Runtime, plugins: FakePlugins, ours: Ours
     ) -> None:
-        assert [done.fault for done in attached.repair(chain(disableCheck=True))] == [None] * 3
+        *done, gamma = attached.repair(chain(disableCheck=True))
+        assert [one.fault for one in done] == [None] * 2
+        assert str(gamma.fault) == "gamma was not looked at (it is another suite's, and the network disables CHECK)"
         assert (ours.called(), plugins.called()) == (["alpha repair", "beta repair"], [])
 
     def test_a_namespace_that_is_gone_is_left_alone(

@@ -11,13 +11,15 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cnikit import attachments, jsontext, networks, spec
-from cnikit.attachments import Attachment
+from cnikit.attachments import Attachment, Unreadable
 from cnikit.errors import CniError, invalid_environment
+from cnikit.liveness import ALIVE, UNKNOWN
 from cnikit.networks import Network
-from cnikit.runtime import Repaired, Runtime
+from cnikit.runtime import Repaired, Runtime, Standing
 
 DEFAULT_PATH = "/opt/cni/bin"
 
@@ -36,20 +38,28 @@ exit status: 0 done, 1 the verb failed, 2 wrong usage
 _NETNS = """\
 NETNS is a path (/run/netns/NAME, /proc/PID/ns/net), a name known to `ip netns`,
 or a process id. The container id is made from the path as it is written, so an
-attachment added with one spelling is to be deleted with the same.
+attachment added with one spelling is to be deleted with the same. Where no such
+attachment is cached, that of another runtime in the namespace is meant.
 """
 
 _GC = """\
-Free what the network holds for attachments that are no longer: addresses, ports,
-rules. What is still attached must be told to the plugins:
+Free what the network holds for attachments that are gone: addresses, ports, rules.
+What is kept:
 
-  (neither option)  everything in the cached results of this network
+  (neither option)  what is attached, or being attached, by whatever runtime
   --keep ...        only what is named
   --all             nothing: everything is freed, live addresses too
 
-The Go cnitool passes no list at all, which is --all without asking. It waits until
-no other cnitool runs on the network. Other runtimes do not wait for each other: with
-them nothing may be added to or deleted from the network meanwhile.
+Without an option the host tells what is attached: an interface whose host end is there,
+or an address leased in the last five minutes. An attachment is gone when its address
+was leased before this boot, or when the path of its network namespace and its host end
+are gone. What cannot be told is kept and printed: when not all processes can be seen
+(run it as root, in the host's pid namespace), or a cached result cannot be read.
+
+What is gone gets DEL, in all versions of the protocol, with the configuration and the
+arguments of its cached result; then the plugins get GC (since 1.1.0). Other runtimes may
+add and delete containers meanwhile. The Go cnitool passes no list at all, which is --all
+without asking.
 """
 
 
@@ -59,12 +69,14 @@ Put back masquerading, published ports and firewall of running containers after
 All attachments in the cached results of the network are gone through, whoever added
 them, or only those in the namespace NETNS: a path, a name known to `ip netns` or a
 process id. Interfaces are not touched. What the plugins are given comes from the
-cached results; CNI_IFNAME, CNI_ARGS and CAP_ARGS do not count.
+cached results, of whatever version of libcni; CNI_IFNAME, CNI_ARGS and CAP_ARGS do not
+count.
 
 CNI has no verb for it, so it is done here and not by the plugins' executables. Another
 suite's plugins are named and left alone. Then CHECK tells what is still not as it should
-be, and the status is 1. cnitool may run on the network meanwhile. Other runtimes do not
-wait for each other: what one of them adds meanwhile may need another repair.
+be. The status is 1 then, and also when something could not be looked at. cnitool may run
+on the network meanwhile. Other runtimes do not wait for each other: what one of them adds
+meanwhile may need another repair.
 """
 
 
@@ -120,20 +132,22 @@ def _add(options: argparse.Namespace) -> None:
 
 
 def _delete(options: argparse.Namespace) -> None:
-    _runtime(options).delete(_network(options), _attachment(options))
+    network, runtime = _network(options), _runtime(options)
+    runtime.delete(network, _added(runtime, network, _attachment(options)))
 
 
 def _check(options: argparse.Namespace) -> None:
-    network, attachment = _network(options), _attachment(options)
+    network, runtime, attachment = _network(options), _runtime(options), _attachment(options)
     _must_exist(attachment.netns)
     if network.disable_check:
         _say_declined(options, network)
-    _runtime(options).check(network, attachment)
+    runtime.check(network, _added(runtime, network, attachment))
 
 
 def _repair(options: argparse.Namespace) -> None:
     network, runtime = _network(options), _runtime(options)
-    chosen = _chosen(options, runtime.attachments(network)) if options.netns is not None else None
+    unreadable = runtime.cache.unreadable(network.name)
+    chosen = _chosen(options, network, runtime, unreadable) if options.netns is not None else None
     repaired = runtime.repair(network, chosen)
     for done in repaired:
         if done.restored:
@@ -141,21 +155,40 @@ def _repair(options: argparse.Namespace) -> None:
         if done.left_alone:
             print(f"{_share(done)}: left alone: {done.left_alone}")
     faults = [_fault(done, done.fault) for done in repaired if done.fault]
-    faults += [] if options.netns else _unreadable(network, runtime)
+    faults += _of_containers(unreadable, network, chosen)
     if faults:
         first, *others = faults
         for other in others:
             first.add_note(str(other))
         raise first
-    if not any(done.restored for done in repaired):
-        print("nothing was missing" if repaired else "nothing to repair: no attachment is cached")
+    if not repaired:
+        print("nothing to repair: no attachment is cached")
+    elif not any(done.plugin for done in repaired):
+        print("nothing to repair: no container is there")
+    elif not any(done.restored for done in repaired):
+        print("nothing was missing")
 
 
 def _gc(options: argparse.Namespace) -> None:
     named = [_kept(text) for text in options.keep or ()]
     network, runtime = _network(options), _runtime(options)
-    _say_declined(options, network)
-    runtime.gc(network, named if named or options.all else lambda: _all_cached(network, runtime))
+    if network.disable_gc:
+        _say_declined(options, network)
+    keep = named if named or options.all else None
+    doing = "would free" if options.dry_run else "freed"
+    freed: list[Standing] = []
+
+    def report(one: Standing, is_freed: bool) -> None:
+        if is_freed:
+            freed.append(one)
+            print(f"{doing} {'/'.join(one.attachment.key)}: {one.why if keep is None else 'it is not to be kept'}")
+        elif keep is None and one.state != ALIVE:
+            why = one.why if one.state == UNKNOWN else "it was attached again"
+            print(f"kept {'/'.join(one.attachment.key)}: {why}")
+
+    runtime.gc(network, keep, options.dry_run, report)
+    if not freed and not network.disable_gc:
+        print("nothing to free")
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -222,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         "--keep", metavar="CONTAINERID/IFNAME", nargs="+", action="extend", help="attachments that are alive"
     )
     choice.add_argument("--all", action="store_true", help="free everything: no attachment is alive")
+    gc.add_argument("--dry-run", action="store_true", help="print what would be freed, and change nothing")
     verb("status", "tell whether the plugins could serve an add")
     verb("version", "list the protocol versions of each plugin")
     return parser
@@ -286,32 +320,35 @@ def _kept(text: str) -> Attachment:
     raise _UsageError(f"--keep {text}: write CONTAINERID/IFNAME")
 
 
-def _all_cached(network: Network, runtime: Runtime) -> list[Attachment]:
-    """Return all that is known to be alive; refuse to know nothing, or less than there is."""
-    if broken := runtime.cache.broken(network.name):
-        raise CniError(
-            spec.IO_FAILURE,
-            f"{broken[0]}: cannot be read, so its attachment cannot be kept",
-            "remove the file if that container is gone, or name what is alive with --keep",
-        )
-    known = list(runtime.attachments(network))
-    if not known:
-        raise CniError(
-            spec.INVALID_ENVIRONMENT,
-            "no attachment is cached, so everything would be freed",
-            "say --all if that is meant, or name what is alive with --keep",
-        )
-    return known
+def _added(runtime: Runtime, network: Network, attachment: Attachment) -> Attachment:
+    """Return what is cached of an interface in a namespace: cnitool's own attachment, or another runtime's."""
+    if runtime.cache.find(network.name, attachment):
+        return attachment
+    known = (one for one in runtime.attachments(network) if one.ifname == attachment.ifname)
+    others = [one for one in known if one.netns == attachment.netns or _is_same(one.netns, attachment.netns)]
+    if len(others) != 1:
+        return attachment
+    return replace(attachment, container=others[0].container)
 
 
-def _chosen(options: argparse.Namespace, known: Sequence[Attachment]) -> list[Attachment]:
+def _chosen(
+    options: argparse.Namespace, network: Network, runtime: Runtime, unreadable: Sequence[Unreadable]
+) -> list[Attachment]:
     """Return the attachments to repair: those in the namespace that was named."""
     netns = _named_netns(options)
     _must_exist(netns)
+    known = list(runtime.attachments(network))
+    # What its file's name alone does not tell, the container's id does.
+    own = (key for one in unreadable for key in one.candidates(network.name) if key[0] == container_id(netns))
+    found = (runtime.cache.find(network.name, Attachment(*key)) for key in own)
+    known += [one.attachment for one in found if one]
     chosen = [attachment for attachment in known if _is_same(attachment.netns, netns)]
     if not chosen:
         why = f"no attachment of {netns} to {options.network} is cached"
-        raise CniError(spec.UNKNOWN_CONTAINER, why, "only what was added can be repaired")
+        error = CniError(spec.UNKNOWN_CONTAINER, why, "only what was added can be repaired")
+        for one in unreadable:
+            error.add_note(str(_not_repaired(one)))
+        raise error
     return chosen
 
 
@@ -337,15 +374,26 @@ def _in_one_line(command: str) -> str:
     return " ".join([first, rest[0].strip(), "..."]) if rest else first
 
 
-def _unreadable(network: Network, runtime: Runtime) -> list[CniError]:
+def _of_containers(
+    unreadable: Sequence[Unreadable], network: Network, chosen: Sequence[Attachment] | None
+) -> list[CniError]:
+    """Return the faults of cached results that were not repaired: of all, or those that may be of the chosen."""
+    if chosen is None:
+        return [_not_repaired(one) for one in unreadable]
+    keys, containers = {one.key for one in chosen}, {one.container for one in chosen}
     return [
-        CniError(
-            spec.IO_FAILURE,
-            f"{file}: cannot be read, so its attachment is not repaired",
-            "remove the file if that container is gone",
-        )
-        for file in runtime.cache.broken(network.name)
+        _not_repaired(one)
+        for one in unreadable
+        if any(key[0] in containers and key not in keys for key in one.candidates(network.name))
     ]
+
+
+def _not_repaired(one: Unreadable) -> CniError:
+    return CniError(
+        spec.IO_FAILURE,
+        f"{one.file}: cannot be read, so its attachment is not repaired: {one.fault}",
+        "remove the file if that container is gone",
+    )
 
 
 def _must_exist(netns: str) -> None:

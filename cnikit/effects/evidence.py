@@ -61,6 +61,12 @@ def parse(note: str) -> Note | None:
     return Note(boot, *numbers) if len(boot) == 8 else None
 
 
+def is_young(note: str, now: str) -> bool:
+    """Tell whether a lease was taken within the grace period: its ADD may not be finished, nor have a link yet."""
+    then, present = parse(note), parse(now)
+    return bool(then and present and then.boot == present.boot and present.since - then.since <= GRACE)
+
+
 def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
     """Return those whose container cannot exist; of each is given what is returned, its tag and its note.
 
@@ -158,10 +164,11 @@ def namespaces(proc: str = "/proc") -> dict[int, str] | None:
                 continue  # In no container; and it may have capabilities that keep us from looking.
             try:
                 found.update(_inhabited(f"{proc}/{pid}/task"))  # a better way in than a mount, which may be covered
-                mounts, root = posix.stat(f"{proc}/{pid}/ns/mnt"), posix.stat(f"{proc}/{pid}/root")
-                view = (mounts.st_ino, root.st_dev, root.st_ino)
+                view_of, root = posix.stat(f"{proc}/{pid}/ns/mnt"), posix.stat(f"{proc}/{pid}/root")
+                view = (view_of.st_ino, root.st_dev, root.st_ino)
                 if view not in views:
-                    found = {**dict(_mounted(f"{proc}/{pid}")), **found}
+                    mounted = {inode: f"{proc}/{pid}/root{path}" for inode, path in mounts(f"{proc}/{pid}")}
+                    found = {**mounted, **found}
                     views.add(view)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # It has just ended.
@@ -180,8 +187,11 @@ def _inhabited(tasks: str) -> Iterator[tuple[int, str]]:
             continue  # It has just ended.
 
 
-def _mounted(process: str) -> Iterator[tuple[int, str]]:
-    """Yield the network namespaces that are mounted: their root is "net:[4026532567]" (proc_pid_mountinfo(5))."""
+def mounts(process: str) -> Iterator[tuple[int, str]]:
+    """Yield the network namespaces that are mounted for a process ("/proc/4711"), and where.
+
+    Their root is "net:[4026532567]" (proc_pid_mountinfo(5)). Raises OSError, ValueError.
+    """
     for line in files.lines(f"{process}/mountinfo"):
         _, _, _, root, place, *_ = line.split(b" ")
         if root.startswith(b"net:[") and root.endswith(b"]"):
@@ -189,4 +199,4 @@ def _mounted(process: str) -> Iterator[tuple[int, str]]:
             shown = place.decode("utf-8", "surrogateescape")
             first, *escaped = shown.split("\\")
             shown = first + "".join(chr(int(part[:3], 8)) + part[3:] for part in escaped)
-            yield int(root[5:-1]), f"{process}/root{shown}"
+            yield int(root[5:-1]), shown

@@ -33,24 +33,24 @@ def lines(path: str) -> Iterator[bytes]:
         posix.close(fd)
 
 
-def read(path: str, flags: int = 0) -> bytes:
-    """Return what is in a file. Raises OSError, EFBIG for more than a mebibyte: nothing we read is as long.
+def read(path: str, flags: int = 0, most: int = MOST) -> bytes:
+    """Return what is in a file. Raises OSError, EFBIG for more than a mebibyte, or most: what we read is shorter.
 
     A FIFO that nobody writes to is empty.
     """
-    content = beginning(path, flags)
-    if len(content) > MOST:
+    content = beginning(path, flags, most)
+    if len(content) > most:
         raise OSError(EFBIG, posix.strerror(EFBIG), path)
     return content
 
 
-def beginning(path: str, flags: int = 0) -> bytes:
-    """Return what is in a file, or, of one that is longer, more than a mebibyte. Raises OSError."""
+def beginning(path: str, flags: int = 0, most: int = MOST) -> bytes:
+    """Return what is in a file, or, of one that is longer, more than most. Raises OSError."""
     fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | flags)
     try:
         content = part = posix.read(fd, _AT_ONCE)
         # /proc gives a few kibibytes at a time, however many there are.
-        while part and len(content) <= MOST:
+        while part and len(content) <= most:
             part = posix.read(fd, _AT_ONCE)
             content += part
         return content

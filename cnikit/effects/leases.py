@@ -171,6 +171,31 @@ class Store:
             self._all = self._read_all() if self._lock >= 0 else {}
         return self._all
 
+    def all_noted(self) -> dict[bytes, tuple[str, int]]:
+        """Return what was noted of each owner's leases, and when, as noted() does. Nothing is changed, nor locked.
+
+        So what is just being written may lack its note.
+        """
+        found: dict[bytes, list[str]] = {}
+        for name in filter(is_address, self.listing()):
+            content = self.content(name)
+            if content and split(content)[0]:
+                found.setdefault(content, []).append(name)
+        return {owner: self.noted(owner, addresses) for owner, addresses in found.items()}
+
+    def noted(self, owner: bytes, addresses: list[str] | None = None) -> tuple[str, int]:
+        """Return what was noted of an owner's leases, of just these addresses if they are given, and when.
+
+        When is the file's time in ns, good for comparing it with that of another file. "" and 0 where nothing is noted.
+        """
+        path = self._link(owner)
+        try:
+            (listed, noted, times), at = _read_link(path), posix.lstat(path).st_mtime_ns
+            same = addresses is None or sorted(listed) == sorted(addresses)
+            return (noted, at) if same and times == self._times(listed) else ("", 0)
+        except OSError:
+            return "", 0
+
     def reserve(self, address: str, owner: bytes, set_index: int, note: str = "") -> None:
         """Write the lease of a free address, and that it is the one range set set_index gave last.
 
@@ -207,12 +232,16 @@ class Store:
         if faults:
             raise collected(faults, f"releasing the addresses of {describe(owner)}")
 
+    def note_of(self, owner: bytes) -> str:
+        """Return what was noted of an owner's leases, "" where nothing is, once all files were read."""
+        return self._notes.get(owner, "")
+
     def reclaimable(self, network: str) -> dict[bytes, tuple[str, ...]]:
         """Return addresses by owner: those of containers that cannot exist any more, and by b"" what is no lease."""
         from cnikit.effects import evidence
 
         held = self.leases()
-        noted = [(owner, _tag(network, owner), self._notes.get(owner, "")) for owner in held]
+        noted = [(owner, tag(network, owner), self._notes.get(owner, "")) for owner in held]
         gone = {owner: held[owner] for owner in evidence.extinct(noted, note(""))}
         return {**gone, b"": tuple(self._foreign)} if self._foreign else gone
 
@@ -412,7 +441,8 @@ def _read_link(path: str) -> tuple[tuple[str, ...], str, str]:
     return tuple(addresses.split(",")), noted, times
 
 
-def _tag(network: str, owner: bytes) -> str:
+def tag(network: str, owner: bytes) -> str:
+    """Return the tag of the attachment that an owner's leases are of."""
     from cnikit import ownership
     from cnikit.request import Attachment
 
