@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from cnikit import ownership, request, result, spec
 from cnikit.attachments import Attachment, Cached, Unreadable
-from cnikit.effects import evidence, leases, netns
+from cnikit.effects import evidence, files, leases, netns
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError
 from cnikit.fields import Fields
@@ -286,7 +286,7 @@ def _mounted(proc: str = "/proc") -> dict[str, set[int]] | None:
     found: dict[str, set[int]] = {}
     views: set[int] = set()
     try:
-        for pid in filter(str.isdecimal, os.listdir(proc)):
+        for pid in filter(str.isdecimal, files.listing(proc)):
             if pid == "1":
                 continue  # As in evidence.namespaces.
             try:
