@@ -79,6 +79,11 @@ def is_link_local(packed: bytes) -> bool:
     return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
 
 
+def link_local(mac: bytes) -> bytes:
+    """Return the address of fe80::/64 that a kernel gives an interface with that MAC address (RFC 4291, appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
 def is_default(cidr: str) -> bool:
     """Tell whether a route's destination is everything."""
     return parse_cidr(cidr)[1] == 0

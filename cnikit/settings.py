@@ -151,6 +151,44 @@ class Isolated(Setting):
         return rtnetlink.set_isolated(name, value)
 
 
+class Learning(Setting):
+    """Whether a bridge's port learns the source addresses of the frames that come from it."""
+
+    value: bool
+    mendable = True
+
+    @staticmethod
+    def words(value: bool) -> str:
+        return f"type bridge_slave learning {'on' if value else 'off'}"
+
+    @staticmethod
+    def read(link: Link) -> bool:
+        return link.learning
+
+    @staticmethod
+    def written(name: str, value: bool) -> Message:
+        return rtnetlink.set_learning(name, value)
+
+
+class Group(Setting):
+    """The device group a link is in, which rules of nftables can match."""
+
+    value: int
+    mendable = True
+
+    @staticmethod
+    def words(value: int) -> str:
+        return f"group {value}"
+
+    @staticmethod
+    def read(link: Link) -> int:
+        return link.group
+
+    @staticmethod
+    def written(name: str, value: int) -> Message:
+        return rtnetlink.set_group(name, value)
+
+
 class AllMulticast(Setting):
     """Whether a link takes every multicast frame."""
 

@@ -172,6 +172,7 @@ def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
         Add(Veth(HOST, ends.host_end, ends.ifname, ends.sandbox, conf.bridge, conf.mtu, mac)),
         Set(Alias(HOST, ends.host_end, ends.tag)),
         Set(Port(HOST, ends.host_end, conf.hairpin, conf.isolated)),
+        *_guarded_port(conf, ends, mac),
         Set(Up(HOST, ends.host_end)),
         *_rules(conf, leases, ends, mac),
         *inside,
@@ -198,13 +199,22 @@ def _announcement(conf: Conf, ends: Ends, mac: str) -> tuple[Step, ...]:
     return (Set((Mac if conf.mac else Announced)(CONTAINER, ends.ifname, mac)),)
 
 
+def _guarded_port(conf: Conf, ends: Ends, mac: str) -> tuple[Step, ...]:
+    if not conf.only_mac:
+        return ()
+    from cnikit import macspoofchk
+
+    return macspoofchk.port(ends.host_end, conf.bridge, mac)
+
+
 def _rules(conf: Conf, leases: Result, ends: Ends, mac: str) -> list[Step]:
     """Return the steps beside the links; what they need is imported by who needs it."""
     steps: list[Step] = []
     if conf.only_mac:
         from cnikit import macspoofchk
 
-        steps += macspoofchk.steps(ends.tag, ends.host_end, mac)
+        gateways = [ip.gateway for ip in leases.ips] if conf.gateway else []
+        steps += macspoofchk.steps(ends.tag, ends.host_end, mac, leases.ips, conf.bridge, gateways)
     if conf.masquerade == "nftables":
         from cnikit import masquerade
 

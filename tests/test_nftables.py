@@ -32,6 +32,9 @@ WORDS = {
     "inet_proto": ("udp", "udp"),
     "inet_service": ("8080", "8080-8099"),
     "ifname": ("veth01234567",) * 2,
+    "devgroup": ("1234567",) * 2,
+    "@nh,112,32": ("0xa010007",) * 2,
+    "@th,64,128": ("0xfd000000000000000000000000000007",) * 2,
 }
 
 
@@ -129,6 +132,7 @@ def test_numbers_of_attributes_are_pyroute2s() -> None:
 @pytest.mark.parametrize("kind", nftables.TYPES)
 def test_numbers_of_types_are_pyroute2s(kind: str) -> None:
     names = {"ipv4_addr": "IPADDR", "ipv6_addr": "IP6ADDR", "ether_addr": "ETHERADDR", "inet_proto": "INET_PROTOCOL"}
+    names |= {"ether_type": "ETHERTYPE", **dict.fromkeys((k for k in nftables.TYPES if k[0] == "@"), "INTEGER")}
     assert nftables.TYPES[kind][0] == getattr(nftsocket, f"DATA_TYPE_{names.get(kind, kind.upper())}")
 
 
