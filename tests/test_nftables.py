@@ -74,6 +74,9 @@ def test_nft_makes_the_same_of_the_text_as_the_kernel_of_the_bytes(host: str, na
     assert sh("nft list ruleset") == ours
     assert all(chain.name in ours for chain in table.chains)
     assert ours.count(TAG) == len(examples)
+    # What nft shows it can read.
+    sh("nft list ruleset > /run/listed && nft flush ruleset && nft -f /run/listed")
+    assert sh("nft list ruleset") == ours
     for what in examples:
         sh(what.removal())
     assert TAG not in sh("nft list ruleset")
@@ -95,7 +98,13 @@ def test_a_rule_in_somebody_elses_chain(host: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["drop it", "ip ttl 3 drop", "meta mark & 1 = 1 accept", "ip daddr @set snat to 1.1.1.1"],
+    [
+        "drop it",
+        "ip ttl 3 drop",
+        "fib saddr type local drop",
+        "meta mark & 1 = 1 accept",
+        "ip daddr @set snat to 1.1.1.1",
+    ],
 )
 def test_what_is_no_rule_of_ours_is_refused(text: str) -> None:
     with pytest.raises((ValueError, IndexError)):

@@ -198,7 +198,7 @@ def test_nor_can_a_neighbour_that_is_not_guarded_take_a_guarded_ones(
     assert host
     scene = Scene(new_container)
     scene.attacker = Attached(new_container(), 5, macspoofchk=False)
-    attack = scene.frame(bytes(46), 0x0800, b"", scene.third.mac, scene.victim.mac)
+    attack = scene.frame(bytes(46), 0x88B5, b"", scene.third.mac, scene.victim.mac)
     assert packets_for_the_victim(scene, attack) == (20, 0)
 
 
