@@ -24,6 +24,12 @@ What goes through is what a container sends, the answers to it, and what comes f
 packets get the mark 0x1000. Where iptables forwards only what it is told to (policy DROP of FORWARD, as Docker and ufw
 have it; with the legacy kind whatever its policy) one rule is appended there that accepts the mark, behind all the
 others: what they drop stays dropped.
+
+A source is easily forged. What has a container's gets the mark where it comes by the link that the way back to the
+source takes, or by the first of the host's links in prevResult: of a bridge without an address the routes know nothing.
+Nothing is dropped for its source; but what a container on two networks sends from its address in one of them through
+the other has no mark. The backend iptables has the reference's rules, which believe any source.
+
 A ruleset of the administrator's own in nftables that drops what is forwarded needs a rule to the same effect:
 `meta mark and 0x1000 == 0x1000 accept`.
 
@@ -74,7 +80,8 @@ ACCEPT_MARKED = Rule(f"meta mark & {MARK:#x} == {MARK:#x} accept", "cnikit: what
 def _marks(version: str, n: int) -> tuple[Rule, ...]:
     to = f"{version} daddr @containers{n} {_MARK}"
     return (
-        Rule(f"{version} saddr @containers{n} {_MARK}", "from containers"),
+        Rule(f"{version} saddr @containers{n} fib saddr . iif oif exists {_MARK}", "from where containers are reached"),
+        Rule(f"iifname . {version} saddr @senders{n} {_MARK}", "from containers by their own link"),
         Rule(f"ct state established,related {to}", "answers to containers"),
         Rule(f"ct status dnat {to}", "to published ports"),
     )
@@ -91,6 +98,8 @@ TABLE = Table(
         nftables.Set("containers6", ("ipv6_addr",)),
         nftables.Set("confined", ("ifname",)),
         nftables.Set("within", ("ifname", "ifname")),
+        nftables.Set("senders4", ("ifname", "ipv4_addr")),
+        nftables.Set("senders6", ("ifname", "ipv6_addr")),
     ),
     (
         Chain(ADMIN, open=True),
@@ -146,11 +155,14 @@ def plan(conf: Conf, given: Result, comment: str) -> tuple[Step, ...]:
     if conf.admin != ADMIN:
         jump = Rule(f"jump {conf.admin}", f"the administrator's own rules: {conf.admin}")
         steps.append(Ensure(Appended(HOST, "admins", TABLE, jump)))
-    containers = [
-        Add(member(TABLE, f"containers{4 if len(address) == 4 else 6}", (format_ip(address),), (), comment))
+    link = _host_links(conf, given)[0]
+    keys = [
+        (f"{name}{4 if len(address) == 4 else 6}", (*where, format_ip(address)))
         for address in _packed(given.ips)
+        for name, where in (("containers", ()), ("senders", (link,)))
+        if link or not where
     ]
-    return (*steps, *_policy(conf, given), *containers)
+    return (*steps, *_policy(conf, given), *(Add(member(TABLE, name, key, (), comment)) for name, key in keys))
 
 
 def _policy(conf: Conf, given: Result) -> list[Step]:
@@ -257,7 +269,8 @@ def _listed(request: Request, world: World) -> tuple[list[Del], list[CniError]]:
 
 
 def _addresses(elements: list[Del]) -> list[IP]:
-    found = [step.what.element.key[0] for step in elements if isinstance(step.what, Member)]
+    members = [step.what for step in elements if isinstance(step.what, Member)]
+    found = [member.element.key[0] for member in members if member.name.startswith("containers")]
     return [IP(_whole(parse_ip(address))) for address in found]
 
 

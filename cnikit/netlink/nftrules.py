@@ -132,7 +132,11 @@ _BITS = {
 _RTN_LOCAL = 2
 _FIB = {
     "fib daddr type local": (NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR, _RTN_LOCAL.to_bytes(4, byteorder)),
-    "fib saddr . iif oif exists": (NFT_FIB_RESULT_OIF, NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT, b"\1"),
+    "fib saddr . iif oif exists": (
+        NFT_FIB_RESULT_OIF,
+        NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT,
+        (1).to_bytes(4, byteorder),
+    ),
 }
 
 
