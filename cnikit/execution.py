@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from cnikit import jsontext, spec
 from cnikit.effects import limit
-from cnikit.errors import CniError
+from cnikit.errors import CniError, printable
 from cnikit.main import without_bootloader
 
 
@@ -37,16 +37,21 @@ def run(
     process = _execute(kind, find(kind, path), stdin, environ, kept_open)
     stderr = process.stderr.decode("utf-8", "backslashreplace")
     if process.returncode == 0:
-        sys.stderr.write(stderr)
+        _relay(stderr)
         return process.stdout
     error = _error_object(kind, process.stdout)
     if error:
-        sys.stderr.write(stderr)
+        _relay(stderr)
         raise error
     said = (stderr.strip(), process.stdout.decode("utf-8", "backslashreplace").strip())
     raise CniError(
         spec.DELEGATE_FAILED, f"{kind}: {_ending(process.returncode)}", "; ".join(text for text in said if text)
     )
+
+
+def _relay(stderr: str) -> None:
+    """Say what a plugin said, its lines as lines and nothing a terminal would obey."""
+    sys.stderr.write("\n".join(map(printable, stderr.split("\n"))))
 
 
 def _execute(

@@ -135,7 +135,7 @@ def owner(element: Element) -> str:
 def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Del]:
     """Return the steps that take away the elements DEL, or GC, is to."""
     whose, network = ownership.outdated(request), request.attachment.network
-    prefixes = ownership.network_tags(network) if request.verb == "GC" else (ownership.tag(request.attachment),)
+    prefixes = ownership.network_tags(network) if request.verb == "GC" else ownership.tags(request.attachment)
     return [
         Del(Member(HOST, element.set, table, element))
         for table in tables

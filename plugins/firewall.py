@@ -160,7 +160,7 @@ def plan(conf: Conf, given: Result, comment: str) -> tuple[Step, ...]:
         (f"{name}{4 if len(address) == 4 else 6}", (*where, format_ip(address)))
         for address in _packed(given.ips)
         for name, where in (("containers", ()), ("senders", (link,)))
-        if link or not where
+        if not where or (link and spec.is_plain(link))
     ]
     return (*steps, *_policy(conf, given), *(Add(member(TABLE, name, key, (), comment)) for name, key in keys))
 
@@ -186,6 +186,8 @@ def _host_links(conf: Conf, given: Result) -> list[str]:
     for name in links:
         if fault := spec.ifname_fault(name):
             raise invalid_config("prevResult.interfaces", f"{name!r:.100}: {fault}")
+    if conf.policy != "open" and not spec.is_plain(links[0]):
+        raise invalid_config("ingressPolicy", f"the bridge's name {links[0]!r} cannot be written in rules")
     return links or [""]
 
 

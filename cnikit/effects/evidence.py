@@ -48,8 +48,8 @@ def parse(note: str) -> Note | None:
     return Note(boot, host, netns, since) if len(boot) == 8 else None
 
 
-def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
-    """Return those whose container cannot exist; of each is given what is returned, its tag and its note.
+def extinct(noted: Iterable[tuple[bytes, tuple[str, ...], str]], now: str) -> list[bytes]:
+    """Return those whose container cannot exist; of each is given what is returned, its tags and its note.
 
     now: what would be noted at this moment. Raises CniError (100).
     """
@@ -57,20 +57,20 @@ def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
     if present is None:
         return []
     gone: list[bytes] = []
-    silent: list[tuple[bytes, str, int]] = []
-    for owner, tag, note in noted:
+    silent: list[tuple[bytes, tuple[str, ...], int]] = []
+    for owner, tags, note in noted:
         then = parse(note)
         if then is None:
             continue
         if then.boot != present.boot:
             gone.append(owner)
         elif then.netns and then.host == present.host and present.since - then.since > GRACE:
-            silent.append((owner, tag, then.netns))
+            silent.append((owner, tags, then.netns))
     inhabited = namespaces() if silent else None
     if inhabited is None:
         return gone
-    tags = _tags()
-    return gone + [owner for owner, tag, netns in silent if netns not in inhabited and tag not in tags]
+    present_tags = _tags()
+    return gone + [owner for owner, tags, netns in silent if netns not in inhabited and present_tags.isdisjoint(tags)]
 
 
 def _tags() -> set[str]:

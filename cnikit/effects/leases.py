@@ -212,7 +212,7 @@ class Store:
         from cnikit.effects import evidence
 
         held = self.leases()
-        noted = [(owner, _tag(network, owner), self._notes.get(owner, "")) for owner in held]
+        noted = [(owner, _tags(network, owner), self._notes.get(owner, "")) for owner in held]
         gone = {owner: held[owner] for owner in evidence.extinct(noted, note(""))}
         return {**gone, b"": tuple(self._foreign)} if self._foreign else gone
 
@@ -410,11 +410,11 @@ def _read_link(path: str) -> tuple[tuple[str, ...], str, str]:
     return tuple(addresses.split(",")), noted, times
 
 
-def _tag(network: str, owner: bytes) -> str:
+def _tags(network: str, owner: bytes) -> tuple[str, ...]:
     from cnikit import ownership
     from cnikit.request import Attachment
 
-    return ownership.tag(Attachment(network, *split(owner)))
+    return ownership.tags(Attachment(network, *split(owner)))
 
 
 def is_address(name: str) -> bool:
