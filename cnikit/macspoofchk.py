@@ -30,7 +30,7 @@ from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Rule, Table
 from cnikit.objects import HOST, FdbEntry
 from cnikit.plan import Add, Ensure, Set
-from cnikit.ruleset import Ruleset, member
+from cnikit.ruleset import Recent, Ruleset, member
 from cnikit.settings import Group, Learning
 
 TYPE_CHECKING = False
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from cnikit.plan import Step
     from cnikit.request import Request
     from cnikit.result import IP
-    from cnikit.ruleset import Member
 
 _NUMBERS = {4: "@nh,112,32", 6: "@th,64,128"}
 _TAGGED, _SENDER, _TARGET = "a second tag without VLAN", "a neighbour's address", "a neighbour's address as target"
@@ -125,10 +124,10 @@ def steps(tag: str, host_end: str, mac: str, ips: Sequence[IP], bridge: str, gat
     ours = str(group(bridge))
     made: list[Step] = [Ensure(Ruleset(HOST, TABLE.name, TABLE))]
     # They stay, as the bridge does.
-    made += [Ensure(_owned(ours, parse_ip(gateway), "the bridge's own address")) for gateway in gateways]
+    made += [Ensure(_owned(host_end, ours, parse_ip(gateway), "the bridge's own address")) for gateway in gateways]
     for packed in dict.fromkeys([*(parse_cidr(ip.address)[0] for ip in ips), link_local(parse_mac(mac))]):
-        own, number = f"own{4 if len(packed) == 4 else 6}", _number(packed)
-        made += [Add(_owned(ours, packed, tag)), Add(member(TABLE, own, (host_end, number), (), tag))]
+        own = nftables.Element(f"own{4 if len(packed) == 4 else 6}", (host_end, _number(packed)), (), tag)
+        made += [Add(_owned(host_end, ours, packed, tag)), Add(Recent(HOST, own.set, TABLE, own, host_end))]
     return [
         *made,
         Add(member(TABLE, "allowed", (host_end, mac), (), tag)),
@@ -136,8 +135,9 @@ def steps(tag: str, host_end: str, mac: str, ips: Sequence[IP], bridge: str, gat
     ]
 
 
-def _owned(ours: str, packed: bytes, comment: str) -> Member:
-    return member(TABLE, f"owned{4 if len(packed) == 4 else 6}", (ours, _number(packed)), (), comment)
+def _owned(host_end: str, ours: str, packed: bytes, comment: str) -> Recent:
+    owned = nftables.Element(f"owned{4 if len(packed) == 4 else 6}", (ours, _number(packed)), (), comment)
+    return Recent(HOST, owned.set, TABLE, owned, host_end)
 
 
 def _number(packed: bytes) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cnikit import ownership
 from cnikit.netlink import nftables
-from cnikit.objects import HOST, Make, Object, Remove
+from cnikit.objects import HOST, Make, Object, Remove, is_grouped
 from cnikit.ownership import UNLINKED
 from cnikit.plan import Del
 
@@ -120,6 +120,18 @@ class Member(Object):
         # Whoever had the key before, mostly a container's address, has it no more: IPAM says who does.
         found = world[self.where].element(self.table, self.element)
         return (Make(self),) if found is None else (Remove(self.replace(element=found)), Make(self))
+
+
+class Recent(Member):
+    """An element that attachments of earlier builds do not have: CHECK does not ask for it, and repair makes it.
+
+    port: a guarded one, of which CHECK asks for it all the same; "" without.
+    """
+
+    port: str = ""
+
+    def is_checked(self, world: World) -> bool:
+        return bool(self.port) and is_grouped(self.where, self.port, world)
 
 
 def member(table: Table, name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) -> Member:

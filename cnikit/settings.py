@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cnikit.netlink import rtnetlink
 from cnikit.netlink.rtnetlink import IFF_ALLMULTI, IFF_PROMISC
-from cnikit.objects import Object
+from cnikit.objects import Object, is_grouped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,6 +169,9 @@ class Learning(Setting):
     def written(name: str, value: bool) -> Message:
         return rtnetlink.set_learning(name, value)
 
+    def is_checked(self, world: World) -> bool:
+        return is_grouped(self.where, self.name, world)
+
 
 class Group(Setting):
     """The device group a link is in, which rules of nftables can match."""
@@ -187,6 +190,9 @@ class Group(Setting):
     @staticmethod
     def written(name: str, value: int) -> Message:
         return rtnetlink.set_group(name, value)
+
+    def is_checked(self, world: World) -> bool:
+        return is_grouped(self.where, self.name, world)
 
 
 class AllMulticast(Setting):

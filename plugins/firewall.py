@@ -51,12 +51,12 @@ from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.main import main
 from cnikit.netlink import nftables
-from cnikit.netlink.nftables import Chain, Rule, Table
+from cnikit.netlink.nftables import Chain, Element, Rule, Table
 from cnikit.objects import HOST
 from cnikit.plan import Add, Del, Ensure, Step, apply, clear, mend, preflight, remove
 from cnikit.plugin import Plugin
 from cnikit.result import IP
-from cnikit.ruleset import Appended, Member, Ruleset, member, outdated
+from cnikit.ruleset import Appended, Member, Recent, Ruleset, member, outdated
 from cnikit.settings import Isolated
 from cnikit.value import Value
 from cnikit.zones import ZoneSource
@@ -162,7 +162,10 @@ def plan(conf: Conf, given: Result, comment: str) -> tuple[Step, ...]:
         for name, where in (("containers", ()), ("senders", (link,)))
         if not where or (link and spec.is_plain(link))
     ]
-    return (*steps, *_policy(conf, given), *(Add(member(TABLE, name, key, (), comment)) for name, key in keys))
+    elements = [Element(name, key, (), comment) for name, key in keys]
+    kinds = {"containers": Member, "senders": Recent}
+    members = [Add(kinds[element.set[:-1]](HOST, element.set, TABLE, element)) for element in elements]
+    return (*steps, *_policy(conf, given), *members)
 
 
 def _policy(conf: Conf, given: Result) -> list[Step]:

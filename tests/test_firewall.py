@@ -497,7 +497,7 @@ def test_a_node_with_the_former_rule_is_brought_over(node: Node, verb: str, monk
     else:
         assert node.one.call("CHECK").error()[0] == 101
         assert firewall.PLUGIN.repair is not None
-        assert len(firewall.PLUGIN.repair(node.one.asked("CHECK"))) == 3
+        assert len(firewall.PLUGIN.repair(node.one.asked("CHECK"))) == 3  # the rules, and an element for each address
         assert node.one.call("CHECK").succeeded()
     assert forged(node, node.two, node.one) == [False, False]
     assert get_out(node, node.one)
