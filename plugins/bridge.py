@@ -26,7 +26,7 @@ first container of the network and shared by all. Without `ipam` the container g
 | portIsolation | false | ports that are isolated do not reach each other, only the host and what it forwards to |
 | ipMasq | false | what leaves the container for outside its subnets takes the host's address (multicast does not) |
 | ipMasqBackend | nftables | or iptables, by the reference's chains |
-| macspoofchk | false | the container can send from its own MAC address only |
+| macspoofchk | false | the container can send from its own MAC address only, and claim no neighbour's address |
 | mtu | kernel's | bytes, of the veth, and of a bridge that is created |
 | enabledad | false | IPv6 duplicate address detection, which takes up to 2 s |
 | disableContainerInterface | false | the container's end stays down; without ipam only |
@@ -38,6 +38,10 @@ the last one given wins. Otherwise it is made from the address, IPv4's if there 
 knew the container that had the address before need not learn another MAC address, which takes half a minute. One that
 is asked for is announced by ARP and NDP, and should not begin with 0a:58. On DEL, if the container is still there to
 do it, the one that comes next is announced.
+
+With macspoofchk the bridge learns nothing from the container's port, and what claims, by ARP or NDP, an address of another
+container that has it on the bridge, or the gateway's, is dropped: cnikit/macspoofchk.py. Addresses that none of them has,
+such as keepalived's, may be claimed. A neighbour without macspoofchk is not protected, nor are sources of IP packets.
 
 Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
