@@ -39,9 +39,9 @@ knew the container that had the address before need not learn another MAC addres
 is asked for is announced by ARP and NDP, and should not begin with 0a:58. On DEL, if the container is still there to
 do it, the one that comes next is announced.
 
-With macspoofchk the bridge learns nothing from the container's port, and what claims, by ARP or NDP, an address of another
-container that has it on the bridge, or the gateway's, is dropped: cnikit/macspoofchk.py. Addresses that none of them has,
-such as keepalived's, may be claimed. A neighbour without macspoofchk is not protected, nor are sources of IP packets.
+With macspoofchk the bridge learns nothing from the container's port, and ARP and NDP that claim an address of another
+such container on the bridge, or the gateway's, are dropped (cnikit/macspoofchk.py). Addresses that none of them has,
+keepalived's say, may be claimed. A neighbour without macspoofchk is not protected, nor are the sources of IP packets.
 
 Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
