@@ -84,6 +84,11 @@ def is_loopback(packed: bytes) -> bool:
     return packed[0] == 127 if len(packed) == 4 else packed == bytes(15) + b"\1"
 
 
+def link_local(mac: bytes) -> bytes:
+    """Return the address of fe80::/64 that a kernel gives an interface with that MAC address (RFC 4291, appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
 def is_default(cidr: str) -> bool:
     """Tell whether a route's destination is everything."""
     return parse_cidr(cidr)[1] == 0

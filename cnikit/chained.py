@@ -45,9 +45,9 @@ def addresses(request: Request, given: Result) -> tuple[str, ...]:
 
 def comment(request: Request, world: World) -> str:
     """Return what the attachment's elements are marked with: its tag, and whether a link of ours proves it alive."""
-    tag = ownership.tag(request.attachment)
+    tags = ownership.tags(request.attachment)
     links = (world[HOST].link(name) for name in ownership.host_ends(request.attachment))
-    return tag if any(link and link.alias == tag for link in links) else tag + ownership.UNLINKED
+    return next((link.alias for link in links if link and link.alias in tags), tags[0] + ownership.UNLINKED)
 
 
 def take_over(request: Request, world: World) -> None:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from cnikit import spec
 
 
+def printable(text: str) -> str:
+    """Return text as one line that does nothing to a terminal: what is not to be printed is written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
+
+
 class CniError(Exception):
     """What a runtime is told when a verb fails (specification section 5, "Error")."""
 
@@ -20,8 +27,8 @@ class CniError(Exception):
 
     def document(self, version: str) -> dict[str, object]:
         """Return the error object of the specification."""
-        shown: dict[str, object] = {"cniVersion": version, "code": self.code, "msg": self.msg}
-        return {**shown, "details": self.details} if self.details else shown
+        shown: dict[str, object] = {"cniVersion": version, "code": self.code, "msg": printable(self.msg)}
+        return {**shown, "details": printable(self.details)} if self.details else shown
 
 
 def invalid_config(path: str, why: str, details: str = "") -> CniError:

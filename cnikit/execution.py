@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from cnikit import jsontext, spec
 from cnikit.effects import limit, process
-from cnikit.errors import CniError
+from cnikit.errors import CniError, printable
 from cnikit.main import without_bootloader
 
 
@@ -36,14 +36,19 @@ def run(
     status, stdout, said_beside = _execute(kind, find(kind, path), stdin, environ, kept_open)
     stderr = said_beside.decode("utf-8", "backslashreplace")
     if status == 0:
-        sys.stderr.write(stderr)
+        _relay(stderr)
         return stdout
     error = _error_object(kind, stdout)
     if error:
-        sys.stderr.write(stderr)
+        _relay(stderr)
         raise error
     said = (stderr.strip(), stdout.decode("utf-8", "backslashreplace").strip())
     raise CniError(spec.DELEGATE_FAILED, f"{kind}: {_ending(status)}", "; ".join(text for text in said if text))
+
+
+def _relay(stderr: str) -> None:
+    """Say what a plugin said, its lines as lines and nothing a terminal would obey."""
+    sys.stderr.write("\n".join(map(printable, stderr.split("\n"))))
 
 
 def _execute(

@@ -51,7 +51,7 @@ class Ends(Value):
     @property
     def tag(self) -> str:
         """Return what its links and rules are marked with."""
-        return ownership.tag(self.attachment)
+        return ownership.tag_of(self.attachment, self.host_end)
 
 
 class InterfaceKind(Value):
@@ -160,7 +160,7 @@ def _give_back(request: Request, cause: BaseException) -> None:
 def _new_ends(request: Request, world: World) -> Ends:
     """Choose the host end's name: the usual one, or the next where another attachment's hash is the same."""
     tag = ownership.tag(request.attachment)
-    names = ownership.host_ends(request.attachment)
+    names = ownership.names_of(tag)
     for name in names:
         link = world[HOST].link(name)
         if link is None or link.alias == tag:
@@ -231,10 +231,12 @@ def _ends(kind: InterfaceKind, request: Request, world: World, unusable: CniErro
 
 def _host_ends(request: Request, world: World) -> list[Step]:
     """Return the host ends to delete, as their names and tags say."""
-    tag = ownership.tag(request.attachment)
+    tags = ownership.tags(request.attachment)
     links = [world[HOST].link(name) for name in ownership.host_ends(request.attachment)]
     # Without an alias it was left half made: we were killed between two messages.
-    return [Del(Device(HOST, link.name)) for link in links if link and link.kind == "veth" and link.alias in ("", tag)]
+    return [
+        Del(Device(HOST, link.name)) for link in links if link and link.kind == "veth" and link.alias in ("", *tags)
+    ]
 
 
 def _container_end(request: Request, world: World) -> list[Step]:

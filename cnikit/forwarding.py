@@ -3,6 +3,7 @@
 containers4, containers6   the containers' addresses
 confined                   host links whose containers are kept from those of other such links: bridges, mostly
 within                     pairs of them that reach each other: a bridge and itself
+senders4, senders6         host links, and the addresses of the containers that they lead to
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ ACCEPT_MARKED = Rule(f"meta mark & {MARK:#x} == {MARK:#x} accept", "cnikit: what
 def _marks(version: str, n: int) -> tuple[Rule, ...]:
     to = f"{version} daddr @containers{n} {_MARK}"
     return (
-        Rule(f"{version} saddr @containers{n} {_MARK}", "from containers"),
+        Rule(f"{version} saddr @containers{n} fib saddr . iif oif exists {_MARK}", "from where containers are reached"),
+        Rule(f"iifname . {version} saddr @senders{n} {_MARK}", "from containers by their own link"),
         Rule(f"ct state established,related {to}", "answers to containers"),
         Rule(f"ct status dnat {to}", "to published ports"),
     )
@@ -37,6 +39,8 @@ TABLE = Table(
         nftables.Set("containers6", ("ipv6_addr",)),
         nftables.Set("confined", ("ifname",)),
         nftables.Set("within", ("ifname", "ifname")),
+        nftables.Set("senders4", ("ifname", "ipv4_addr")),
+        nftables.Set("senders6", ("ifname", "ipv6_addr")),
     ),
     (
         Chain(ADMIN, open=True),

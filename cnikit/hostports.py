@@ -19,7 +19,7 @@ from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Element, Rule, Table, encoded
 from cnikit.objects import HOST, Make, Object
 from cnikit.plan import Add, Del, Ensure, Step
-from cnikit.ruleset import Member, Pair, member, owner, pair
+from cnikit.ruleset import Member, Recent, Pair, member, owner, pair
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -167,10 +167,11 @@ def masqueraded(packed: bytes, length: int, comment: str, everybody: bool) -> li
     return [pair(TABLE, f"masquerade{version}", format_ip(packed), source, comment) for source in sources]
 
 
-def unmasqueraded(packed: bytes, comment: str) -> Member:
+def unmasqueraded(packed: bytes, comment: str) -> Recent:
     """Return the element by which a container is found that no packets take the host's address to."""
-    nowhere = format_ip(bytes(len(packed)))
-    return member(TABLE, f"masquerade{4 if len(packed) == 4 else 6}", (format_ip(packed), nowhere), (), comment)
+    key = (format_ip(packed), format_ip(bytes(len(packed))))
+    element = Element(f"masquerade{4 if len(packed) == 4 else 6}", key, (), comment)
+    return Recent(HOST, element.set, TABLE, element)
 
 
 def signs(packed: bytes) -> tuple[tuple[str, str], ...]:

@@ -17,7 +17,7 @@ exchange of messages. All else is looked at only when something is.
 
 from __future__ import annotations
 
-from cnikit import adopted, forwarding, hostports, masquerade, ownership, ruleset
+from cnikit import adopted, forwarding, hostports, macspoofchk, masquerade, ownership, ruleset
 from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
 from cnikit.effects import locks, notes
 from cnikit.errors import CniError, collected
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cnikit.objects import World
     from cnikit.plan import Step
 
-TABLES = (masquerade.TABLE, hostports.TABLE, forwarding.TABLE)
+TABLES = (masquerade.TABLE, hostports.TABLE, forwarding.TABLE, macspoofchk.TABLE)
 
 
 class Entry(Value):
@@ -58,8 +58,10 @@ class Entry(Value):
         """Return the container's address that it is keyed by, or leads to; "" for those of links."""
         if self.element.set.startswith("spares"):
             return self.element.key[3]
-        if self.element.set in ("confined", "within"):
+        if self.table == macspoofchk.TABLE or self.element.set in ("confined", "within"):
             return ""
+        if self.element.set.startswith("senders"):
+            return self.element.key[1]
         return self.element.data[0] if self.element.data else self.element.key[0]
 
 
@@ -91,7 +93,7 @@ def clear_extinct(extinct: Collection[Attachment], world: World) -> None:
 
     Leases of the reference's oldest form do not say the interface (""): then it is any of the container's.
     """
-    tags = {ownership.tag(attachment) for attachment in extinct}
+    tags = {tag for attachment in extinct for tag in ownership.tags(attachment)}
     prefixes = {prefix for one in extinct for prefix in ownership.network_tags(one.network)}
 
     def is_extinct(tag: str) -> bool:

@@ -70,7 +70,7 @@ def survey(network: Network, cached: Iterable[Cached], unreadable: Iterable[Unre
 def has_changed(network: Network, standing: Standing) -> bool:
     """Tell whether something was attached, or is being, under the same name since one was found dead."""
     with World() as world:
-        if _tagged(_tag(network.name, standing.attachment.key), world):
+        if _tagged(_tags(network.name, standing.attachment.key), world):
             return True
     owners = _owners(standing.attachment.key)
     noted = [leases.Store(folder).noted(owner) for folder in _lease_folders(network) for owner in owners]
@@ -106,9 +106,9 @@ def find_interface(attachment: Attachment, added: result.Result) -> bool:
 
 def host_end(network: str, attachment: Attachment, added: result.Result) -> Link | None:
     """Return the host's end of an attachment's interface: tagged, or as the result lists it; None where none is."""
-    tag = _tag(network, attachment.key)
+    tags = _tags(network, attachment.key)
     with World() as world:
-        return _tagged(tag, world) or _listed_end(added, tag, world)
+        return _tagged(tags, world) or _listed_end(added, tags, world)
 
 
 class _Signs:
@@ -130,7 +130,7 @@ class _Signs:
     def _look_into(self, folder: str) -> None:
         """Read the leases of a folder."""
         found = leases.Store(folder).all_noted()
-        noted = [(owner, _tag(self._network, _key(owner)), note) for owner, (note, _) in found.items()]
+        noted = [(owner, _tags(self._network, _key(owner)), note) for owner, (note, _) in found.items()]
         gone = set(evidence.extinct(noted, self._now))
         for owner, (note, at) in found.items():
             key = _key(owner)
@@ -146,7 +146,7 @@ class _Signs:
         for tag in self._tags:
             container, _, ifname = tag.removeprefix(f"cni:{self._network}/").partition("/")
             is_named = spec.is_name(container) and not spec.ifname_fault(ifname)
-            if is_named and _tag(self._network, (container, ifname)) == tag:
+            if is_named and tag in _tags(self._network, (container, ifname)):
                 yield container, ifname
 
     def leased_keys(self) -> Iterator[_Key]:
@@ -159,15 +159,15 @@ class _Signs:
             doubt = "only its result is cached, as by libcni before 0.8"
         attachment = cached.attachment if cached else Attachment(*key)
         notes = tuple(note for note in self._notes.get(key, ()) if note)
-        is_sure = not doubt or key in self._notes or _tag(self._network, key) in self._tags
+        is_sure = not doubt or key in self._notes or self._linked(_tags(self._network, key)) is not None
         return Standing(attachment, *self._judged(key, cached, doubt), cached, notes, is_sure)
 
     def _judged(self, key: _Key, cached: Cached | None, doubt: str) -> tuple[str, str]:
-        tag = _tag(self._network, key)
+        tags = _tags(self._network, key)
         # A list of links that changed meanwhile may lack one.
-        link = self._tags.get(tag) or _tagged(tag, self._world)
+        link = self._linked(tags) or _tagged(tags, self._world)
         added = _parsed(cached) if cached and link is None else result.Result()
-        link = link or _listed_end(added, tag, self._world)
+        link = link or _listed_end(added, tags, self._world)
         if link:
             return ALIVE, f"{link.name} is its interface's host end"
         if key in self._extinct:
@@ -177,6 +177,9 @@ class _Signs:
         if self._is_young(key):
             return ALIVE, _YOUNG
         return UNKNOWN, doubt or "it holds an address, and nothing tells whether its container is there"
+
+    def _linked(self, tags: tuple[str, ...]) -> Link | None:
+        return next((self._tags[tag] for tag in tags if tag in self._tags), None)
 
     def _end(self, key: _Key) -> str:
         boots = {note.partition(".")[0] for note in self._notes[key]}
@@ -254,22 +257,22 @@ def _key(owner: bytes) -> _Key:
     return container, ifname or "eth0"
 
 
-def _tag(network: str, key: _Key) -> str:
-    return ownership.tag(request.Attachment(network, *key))
+def _tags(network: str, key: _Key) -> tuple[str, ...]:
+    return ownership.tags(request.Attachment(network, *key))
 
 
-def _tagged(tag: str, world: World) -> Link | None:
-    """Return the link that has a tag, looked up by the names it may have."""
-    links = (world[HOST].link(name) for name in ownership.names_of(tag))
-    return next((link for link in links if link and link.alias == tag), None)
+def _tagged(tags: tuple[str, ...], world: World) -> Link | None:
+    """Return the link that has one of an attachment's tags, looked up by the names it may have."""
+    links = (world[HOST].link(name) for tag in tags for name in ownership.names_of(tag))
+    return next((link for link in links if link and link.alias in tags), None)
 
 
-def _listed_end(added: result.Result, tag: str, world: World) -> Link | None:
+def _listed_end(added: result.Result, tags: tuple[str, ...], world: World) -> Link | None:
     """Return the veth that a result lists as the host's, if it is there: by name and MAC address, and no other's."""
     for listed in added.interfaces:
         link = None if listed.sandbox or spec.ifname_fault(listed.name) else world[HOST].link(listed.name)
         is_same = link and link.kind == "veth" and listed.mac.lower() in ("", link.mac)
-        if link and is_same and (link.alias == tag or not link.alias.startswith("cni:")):
+        if link and is_same and (link.alias in tags or not link.alias.startswith("cni:")):
             return link
     return None
 

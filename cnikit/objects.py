@@ -56,6 +56,9 @@ if TYPE_CHECKING:
         def way(self, address: bytes) -> str:
             """Return the name of the link by which an address is reached, "" when there is no route."""
 
+        def has_fdb_entry(self, port: str, mac: str) -> bool:
+            """Tell whether a port's bridge sends what is for a MAC address to that port, whatever it learns."""
+
         def sysctl(self, name: str) -> str:
             """Return a sysctl's value; raise OSError when there is none."""
 
@@ -157,6 +160,10 @@ class Object(Value):
     def fault(self, world: World) -> str:
         """Say what is wrong with it in the kernel, "" when nothing is."""
         raise NotImplementedError
+
+    def is_checked(self, world: World) -> bool:
+        """Tell whether CHECK asks for it. Not where an earlier build's attachment has none: repair makes it there."""
+        return True
 
     def conflict(self, world: World) -> CniError | None:
         """Return the error when something else is in its place."""
@@ -323,6 +330,35 @@ class Port(Object):
             return f"bridge port {self.name}: hairpin is {'on, not off' if link.hairpin else 'off, not on'}"
         # A plugin further down the list may isolate it: firewall does.
         return f"bridge port {self.name}: isolated is off, not on" if self.isolated and not link.isolated else ""
+
+
+class FdbEntry(Object):
+    """A MAC address in a bridge's forwarding table: frames for it go to the port name, and no other port can take it.
+
+    It goes with the port.
+    """
+
+    mac: str
+    mendable = True
+
+    def command(self) -> str:
+        return f"bridge fdb replace {self.mac} dev {self.name} master static sticky"
+
+    def fault(self, world: World) -> str:
+        if world[self.where].link(self.name) is None:
+            return f"{self.name} is gone"
+        if world[self.where].has_fdb_entry(self.name, self.mac):
+            return ""
+        return f"bridge port {self.name}: {self.mac} has no static entry in the forwarding table"
+
+    def is_checked(self, world: World) -> bool:
+        return is_grouped(self.where, self.name, world)
+
+
+def is_grouped(where: str, port: str, world: World) -> bool:
+    """Tell whether a port is in a device group, which guarded ports of earlier builds are not."""
+    link = world[where].link(port)
+    return link is None or link.group != 0
 
 
 class Up(Object):

@@ -2,6 +2,10 @@
 
 The kernel is the database: the host end of a veth carries the tag as its ifalias. So DEL finds it without netns,
 prevResult or a matching configuration, and GC finds what belongs to nobody any more.
+
+A tag is of plain characters only: nft, ip and shells have to read it. Linux takes quotes, backslashes and control
+characters in the name of an interface; a tag has a hash of such a name. Tags were once made with the name itself, and
+what has such a tag is still its owner's: tags() gives both.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import sys
 from _blake2 import blake2s
 
+from cnikit import spec
 from cnikit.request import Attachment, Request
 
 TYPE_CHECKING = False
@@ -25,17 +30,29 @@ LONGEST_PART = 40
 # A key of GC's configuration, this suite's own: what shows signs of life is kept as well, though it is not listed. Its
 # runtime cannot list what is attached after it has looked.
 KEEPS_LIVING = "cnikit/keepsLiving"
+# Bytes of the hash of an interface's name: no longer than a name may be.
+_HASHED = 7
 
 # Two host ends would share a name once in 2**32; then the second name is taken.
 _TRIES = 2
 
 
 def tag(attachment: Attachment) -> str:
-    """Return "cni:NETWORK/CONTAINER/IFNAME"; parts too long for a tag are replaced by a hash."""
-    whole = f"cni:{attachment.network}/{attachment.container}/{attachment.ifname}"
+    """Return "cni:NETWORK/CONTAINER/IFNAME"; parts too long for a tag, or not plain, are replaced by a hash."""
+    return _tag(attachment.network, attachment.container, _plain(attachment.ifname))
+
+
+def tags(attachment: Attachment) -> tuple[str, ...]:
+    """Return the tag, and the one of former days where that is another."""
+    now, ifname = tag(attachment), attachment.ifname
+    return (now,) if spec.is_plain(ifname) else (now, _tag(attachment.network, attachment.container, ifname))
+
+
+def _tag(network: str, container: str, ifname: str) -> str:
+    whole = f"cni:{network}/{container}/{ifname}"
     if len(whole.encode("utf-8", "surrogateescape")) <= LONGEST_TAG:
         return whole
-    return f"cni:{_short(attachment.network)}/{_short(attachment.container)}/{attachment.ifname}"
+    return f"cni:{_short(network)}/{_short(container)}/{ifname}"
 
 
 def attachment(owner: str) -> Attachment | None:
@@ -72,7 +89,8 @@ def same_network(one: str, other: str) -> bool:
 def kept(request: Request) -> frozenset[str]:
     """Return the tags of the attachments that GC shall keep."""
     valid = request.valid_attachments()
-    return frozenset(tag(request.attachment.replace(container=cid, ifname=ifname)) for cid, ifname in valid)
+    alive = (request.attachment.replace(container=container, ifname=ifname) for container, ifname in valid)
+    return frozenset(owner for attachment in alive for owner in tags(attachment))
 
 
 def outdated(request: Request) -> Callable[[str], bool]:
@@ -81,8 +99,8 @@ def outdated(request: Request) -> Callable[[str], bool]:
     On DEL they are the attachment's own, on GC all of the network's but those to keep.
     """
     if request.verb != "GC":
-        whole = tag(request.attachment)
-        return lambda owner: owner.removesuffix(UNLINKED) == whole
+        ours = tags(request.attachment)
+        return lambda owner: owner.removesuffix(UNLINKED) in ours
     keep, network = kept(request), network_tags(request.attachment.network)
     return lambda owner: owner.startswith(network) and owner.removesuffix(UNLINKED) not in keep
 
@@ -93,17 +111,29 @@ def keeps_living(request: Request) -> bool:
 
 
 def host_ends(attachment: Attachment) -> tuple[str, ...]:
-    """Return the names the host end of an attachment's veth may have, the usual one first.
+    """Return the names the host end of an attachment's veth may have, the usual one first, those of former days last.
 
     "veth" and eight hex digits, as the reference's, which tools on the host recognise; made from the tag, so that it
     need not be searched for.
     """
-    return names_of(tag(attachment))
+    return tuple(name for owner in tags(attachment) for name in names_of(owner))
+
+
+def tag_of(attachment: Attachment, host_end: str) -> str:
+    """Return the tag of an attachment that its host end is named after, and what else it has is marked with."""
+    now, *before = tags(attachment)
+    return next((owner for owner in before if host_end in names_of(owner)), now)
 
 
 def names_of(owner: str) -> tuple[str, ...]:
     """Return the same for a tag."""
     return tuple("veth" + blake2s(bytes((n,)) + owner.encode(), digest_size=4).hexdigest() for n in range(_TRIES))
+
+
+def _plain(ifname: str) -> str:
+    if spec.is_plain(ifname):
+        return ifname
+    return "~" + blake2s(ifname.encode("utf-8", "surrogateescape"), digest_size=_HASHED).hexdigest()
 
 
 def _short(part: str) -> str:

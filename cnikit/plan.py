@@ -264,7 +264,7 @@ def _command(change: Change) -> str:
 def verify(plan: Iterable[Step], world: World) -> list[str]:
     """Return what the kernel does not have as the plan made it."""
     wanted = (step.what for step in plan if not isinstance(step, Del))
-    faults = [what.fault(world) for what in wanted if not _is_optional(what)]
+    faults = [what.fault(world) for what in wanted if not _is_optional(what) and what.is_checked(world)]
     return list(dict.fromkeys(fault for fault in faults if fault))
 
 

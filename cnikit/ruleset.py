@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cnikit import ownership
 from cnikit.netlink import nftables
-from cnikit.objects import HOST, Make, Object, Remove
+from cnikit.objects import HOST, Make, Object, Remove, is_grouped
 from cnikit.ownership import UNLINKED
 from cnikit.plan import Add, Del
 
@@ -177,6 +177,18 @@ def pair(table: Table, name: str, address: str, subnet: str, comment: str) -> Pa
     return Pair(HOST, name, table, nftables.Element(name, (address, subnet), (), comment))
 
 
+class Recent(Member):
+    """An element that attachments of earlier builds do not have: CHECK does not ask for it, and repair makes it.
+
+    port: a guarded one, of which CHECK asks for it all the same; "" without.
+    """
+
+    port: str = ""
+
+    def is_checked(self, world: World) -> bool:
+        return bool(self.port) and is_grouped(self.where, self.port, world)
+
+
 def member(table: Table, name: str, key: tuple[str, ...], data: tuple[str, ...], comment: str) -> Member:
     """Return an element as an object."""
     return Member(HOST, name, table, nftables.Element(name, key, data, comment))
@@ -231,7 +243,7 @@ def taken_from(element: Element, table: Table, whose: Callable[[str], bool]) -> 
 def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Step]:
     """Return the steps that take away the elements DEL, or GC, is to. Where no such table is, one look says so."""
     network = request.attachment.network
-    prefixes = ownership.network_tags(network) if request.verb == "GC" else (ownership.tag(request.attachment),)
+    prefixes = ownership.network_tags(network) if request.verb == "GC" else ownership.tags(request.attachment)
     return tagged(tables, prefixes, whose_to_remove(request, world), world)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cnikit.netlink import rtnetlink
 from cnikit.netlink.rtnetlink import IFF_ALLMULTI, IFF_PROMISC
-from cnikit.objects import Object
+from cnikit.objects import Object, is_grouped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,6 +149,50 @@ class Isolated(Setting):
     @staticmethod
     def written(name: str, value: bool) -> Message:
         return rtnetlink.set_isolated(name, value)
+
+
+class Learning(Setting):
+    """Whether a bridge's port learns the source addresses of the frames that come from it."""
+
+    value: bool
+    mendable = True
+
+    @staticmethod
+    def words(value: bool) -> str:
+        return f"type bridge_slave learning {'on' if value else 'off'}"
+
+    @staticmethod
+    def read(link: Link) -> bool:
+        return link.learning
+
+    @staticmethod
+    def written(name: str, value: bool) -> Message:
+        return rtnetlink.set_learning(name, value)
+
+    def is_checked(self, world: World) -> bool:
+        return is_grouped(self.where, self.name, world)
+
+
+class Group(Setting):
+    """The device group a link is in, which rules of nftables can match."""
+
+    value: int
+    mendable = True
+
+    @staticmethod
+    def words(value: int) -> str:
+        return f"group {value}"
+
+    @staticmethod
+    def read(link: Link) -> int:
+        return link.group
+
+    @staticmethod
+    def written(name: str, value: int) -> Message:
+        return rtnetlink.set_group(name, value)
+
+    def is_checked(self, world: World) -> bool:
+        return is_grouped(self.where, self.name, world)
 
 
 class AllMulticast(Setting):

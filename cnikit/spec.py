@@ -50,6 +50,9 @@ INTERNAL = 999
 ALPHANUMERIC = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 NAME_CHARACTERS = ALPHANUMERIC | frozenset("_.-")
 
+# What nobody who reads a list of rules or a command line takes for anything but a part of a name.
+PLAIN_CHARACTERS = NAME_CHARACTERS | frozenset("@+=,")
+
 # linux/if.h: IFNAMSIZ, with its closing NUL.
 IFNAME_BYTES = 15
 
@@ -57,6 +60,11 @@ IFNAME_BYTES = 15
 def is_name(text: str) -> bool:
     """Tell whether text may be a network name or a container id."""
     return bool(text) and text[0] in ALPHANUMERIC and NAME_CHARACTERS.issuperset(text)
+
+
+def is_plain(text: str) -> bool:
+    """Tell whether a name can stand in rules and command lines as it is: nft's strings have no way to write a quote."""
+    return PLAIN_CHARACTERS.issuperset(text)
 
 
 def ifname_fault(name: str) -> str:

@@ -199,9 +199,10 @@ def _living(request: Request, store: Store) -> set[bytes]:
     from cnikit.effects import evidence
 
     now, network = leases.note(""), request.attachment.network
-    tags = {owner: leases.tag(network, owner) for owner in store.leases()}
-    linked = evidence.linked(list(tags.values()))
-    return {owner for owner, tag in tags.items() if tag in linked or evidence.is_young(store.note_of(owner), now)}
+    tags = {owner: leases.tags(network, owner) for owner in store.leases()}
+    linked = evidence.linked([tag for some in tags.values() for tag in some])
+    young = {owner for owner in tags if evidence.is_young(store.note_of(owner), now)}
+    return young | {owner for owner, some in tags.items() if not linked.isdisjoint(some)}
 
 
 def status(request: Request) -> None:

@@ -27,7 +27,7 @@ first container of the network and shared by all. Without `ipam` the container g
 | ipMasq | false | what leaves the container for outside its subnets takes the host's address (multicast does not) |
 | ipMasqBackend | nftables | or iptables, by the reference's chains |
 | ipMasqExcept | none | a list of further subnets that ipMasq does not apply to, of either family |
-| macspoofchk | false | the container can send from its own MAC address only |
+| macspoofchk | false | the container can send from its own MAC address only, and claim no neighbour's address |
 | mtu | kernel's | bytes, of the veth, and of a bridge that is created |
 | enabledad | false | IPv6 duplicate address detection, which takes up to 2 s |
 | disableContainerInterface | false | the container's end stays down; without ipam only |
@@ -43,6 +43,10 @@ the last one given wins. Otherwise it is made from the address, IPv4's if there 
 knew the container that had the address before need not learn another MAC address, which takes half a minute. One that
 is asked for is announced by ARP and NDP, and should not begin with 0a:58. On DEL, if the container is still there to
 do it, the one that comes next is announced.
+
+With macspoofchk the bridge learns nothing from the container's port, and ARP and NDP that claim an address of another
+such container on the bridge, or the gateway's, are dropped (cnikit/macspoofchk.py). Addresses that none of them has,
+keepalived's say, may be claimed. A neighbour without macspoofchk is not protected, nor are the sources of IP packets.
 
 Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
@@ -198,6 +202,7 @@ def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
         Add(Veth(HOST, ends.host_end, ends.ifname, ends.sandbox, conf.bridge, conf.mtu, mac)),
         Set(Alias(HOST, ends.host_end, ends.tag)),
         Set(Port(HOST, ends.host_end, conf.hairpin, conf.isolated)),
+        *_guarded_port(conf, ends, mac),
         Set(Up(HOST, ends.host_end)),
         *_rules(conf, leases, ends, mac),
         *inside,
@@ -224,13 +229,22 @@ def _announcement(conf: Conf, ends: Ends, mac: str) -> tuple[Step, ...]:
     return (Set((Mac if conf.mac else Announced)(CONTAINER, ends.ifname, mac)),)
 
 
+def _guarded_port(conf: Conf, ends: Ends, mac: str) -> tuple[Step, ...]:
+    if not conf.only_mac:
+        return ()
+    from cnikit import macspoofchk
+
+    return macspoofchk.port(ends.host_end, conf.bridge, mac)
+
+
 def _rules(conf: Conf, leases: Result, ends: Ends, mac: str) -> list[Step]:
     """Return the steps beside the links; what they need is imported by who needs it."""
     steps: list[Step] = []
     if conf.only_mac:
         from cnikit import macspoofchk
 
-        steps += macspoofchk.steps(ends.tag, ends.host_end, mac)
+        gateways = [ip.gateway for ip in leases.ips] if conf.gateway else []
+        steps += macspoofchk.steps(ends.tag, ends.host_end, mac, leases.ips, conf.bridge, gateways)
     if conf.masquerade == "nftables":
         from cnikit import masquerade
 

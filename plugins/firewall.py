@@ -24,6 +24,12 @@ What goes through is what a container sends, the answers to it, and what comes f
 packets get the mark 0x1000. Where iptables forwards only what it is told to (policy DROP of FORWARD, as Docker and ufw
 have it; with the legacy kind whatever its policy) one rule is appended there that accepts the mark, behind all the
 others: what they drop stays dropped.
+
+A source is easily forged. What has a container's gets the mark where it comes by the link that the way back to the
+source takes, or by the first of the host's links in prevResult: of a bridge without an address the routes know nothing.
+Nothing is dropped for its source; but what a container on two networks sends from its address in one of them through
+the other has no mark. The backend iptables has the reference's rules, which believe any source.
+
 A ruleset of the administrator's own in nftables that drops what is forwarded needs a rule to the same effect:
 `meta mark and 0x1000 == 0x1000 accept`.
 
@@ -45,12 +51,12 @@ from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.forwarding import ACCEPT_MARKED, ADMIN, MARK, TABLE
 from cnikit.main import main
-from cnikit.netlink.nftables import Rule, Table
+from cnikit.netlink.nftables import Element, Rule, Table
 from cnikit.objects import HOST
 from cnikit.plan import Add, Del, Ensure, Step, apply, clear, mend, preflight, remove
 from cnikit.plugin import Plugin
 from cnikit.result import IP
-from cnikit.ruleset import Appended, Member, Ruleset, member, outdated
+from cnikit.ruleset import Appended, Member, Recent, Ruleset, member, outdated
 from cnikit.settings import Isolated
 from cnikit.value import Value
 from cnikit.zones import ZoneSource
@@ -101,12 +107,18 @@ def plan(conf: Conf, given: Result, comment: str, is_bridge: bool = True) -> tup
     if conf.admin != ADMIN:
         jump = Rule(f"jump {conf.admin}", f"the administrator's own rules: {conf.admin}")
         steps.append(Ensure(Appended(HOST, "admins", TABLE, jump)))
-    containers = [
-        Add(member(TABLE, f"containers{4 if len(address) == 4 else 6}", (format_ip(address),), (), comment))
+    link = _host_links(conf, given)[0]
+    keys = [
+        (f"{name}{4 if len(address) == 4 else 6}", (*where, format_ip(address)))
         for address in _packed(given.ips)
+        for name, where in (("containers", ()), ("senders", (link,)))
+        if not where or (link and spec.is_plain(link))
     ]
+    elements = [Element(name, key, (), comment) for name, key in keys]
+    kinds = {"containers": Member, "senders": Recent}
+    members = [Add(kinds[element.set[:-1]](HOST, element.set, TABLE, element)) for element in elements]
     policy = _policy(conf, given) if is_bridge else _own_policy(conf, given, comment)
-    return (*steps, *policy, *containers)
+    return (*steps, *policy, *members)
 
 
 def _own_policy(conf: Conf, given: Result, comment: str) -> list[Add]:
@@ -138,6 +150,8 @@ def _host_links(conf: Conf, given: Result) -> list[str]:
     for name in links:
         if fault := spec.ifname_fault(name):
             raise invalid_config("prevResult.interfaces", f"{name!r:.100}: {fault}")
+    if conf.policy != "open" and not spec.is_plain(links[0]):
+        raise invalid_config("ingressPolicy", f"the bridge's name {links[0]!r} cannot be written in rules")
     return links or [""]
 
 

@@ -33,6 +33,7 @@ from cnikit.objects import (
     Carrier,
     Change,
     Device,
+    FdbEntry,
     Object,
     Port,
     Refusal,
@@ -43,7 +44,18 @@ from cnikit.objects import (
     Up,
     Veth,
 )
-from cnikit.settings import AllMulticast, Announced, Isolated, Mac, Mtu, Promiscuous, QueueLength, Setting
+from cnikit.settings import (
+    AllMulticast,
+    Announced,
+    Group,
+    Isolated,
+    Learning,
+    Mac,
+    Mtu,
+    Promiscuous,
+    QueueLength,
+    Setting,
+)
 from cnikit.zones import ZoneSource
 
 if TYPE_CHECKING:
@@ -82,6 +94,7 @@ class FakeNamespace:
         self.present = {"lo": Link(1, "lo", flags=IFF_UP, mac="00:00:00:00:00:00", mtu=65536)}
         self.bound: dict[int, list[BoundAddress]] = {}
         self.routing: list[tuple[int, KernelRoute]] = []
+        self.fdb: dict[tuple[int, str], str] = {}  # port by bridge and MAC address
         self.sysctls = dict(SYSCTLS)
         self.zones: dict[str, set[str]] = {"trusted": set(), "internal": set()}  # of firewalld
         self.flows: set[tuple[str, str, int]] = set()  # protocol, address and port first sent to
@@ -103,6 +116,10 @@ class FakeNamespace:
 
     def routes(self, af: int) -> list[KernelRoute]:
         return [route for family, route in self.routing if family == af]
+
+    def has_fdb_entry(self, port: str, mac: str) -> bool:
+        link = self.link(port)
+        return link is not None and self.fdb.get((link.master, mac)) == port
 
     def sysctl(self, name: str) -> str:
         if name not in self.sysctls:
@@ -299,7 +316,7 @@ class FakeNamespace:
         if bridge and sum(port.master == master for port in self.present.values()) == MOST_PORTS:
             return EXFULL
         mtu = what.mtu or 1500
-        end = Link(here, what.name, "veth", self.world.next_mac(), mtu, master=master)
+        end = Link(here, what.name, "veth", self.world.next_mac(), mtu, master=master, learning=bool(master))
         self.add(end.replace(peer=there, peer_elsewhere=True))
         mac = what.mac or self.world.next_mac()
         inside.add(Link(there, what.peer, "veth", mac, mtu, peer=here, peer_elsewhere=True))
@@ -316,16 +333,28 @@ class FakeNamespace:
             self._set(link.replace(alias=what.alias))
         elif isinstance(what, Port):
             self._set(link.replace(hairpin=what.hairpin, isolated=what.isolated))
+        elif isinstance(what, FdbEntry):
+            return self._fdb_entry(what, link)
         elif isinstance(what, Address):
             return self._address(what, link)
         elif isinstance(what, Route):
             return self._route(what, link)
-        elif isinstance(what, Settled):
+        else:
+            self._wait(what, link)
+        return 0
+
+    def _fdb_entry(self, what: FdbEntry, link: Link) -> int:
+        if not link.master:
+            return EINVAL
+        self.fdb[link.master, what.mac] = what.name
+        return 0
+
+    def _wait(self, what: Object, link: Link) -> None:
+        if isinstance(what, Settled):
             settled = [a.replace(flags=a.flags & ~IFA_F_TENTATIVE) for a in self.bound.get(link.index, [])]
             self.bound[link.index] = settled
         else:
             assert isinstance(what, Carrier)
-        return 0
 
     def _set(self, link: Link) -> None:
         """Replace a link; a veth's ends have a carrier while both are up."""
@@ -343,6 +372,7 @@ class FakeNamespace:
             self._set(link.replace(flags=link.flags | flag if value else link.flags & ~flag))
         else:
             fields = {Mac: "mac", Announced: "mac", Mtu: "mtu", QueueLength: "txqlen", Isolated: "isolated"}
+            fields |= {Learning: "learning", Group: "group"}
             self._set(link.replace(**{fields[type(what)]: value}))
 
     def _address(self, what: Address, link: Link) -> int:
@@ -432,6 +462,7 @@ class FakeWorld:
                 if other.index == link.index or (other.peer == link.index and link.peer == other.index):
                     del namespace.present[name]
                     namespace.bound.pop(other.index, None)
+                    namespace.fdb = {key: port for key, port in namespace.fdb.items() if port != name}
                     namespace.routing = [(af, r) for af, r in namespace.routing if r.oif != other.index]
                     for sysctl in LINK_SYSCTLS:
                         namespace.sysctls.pop(sysctl.format(name), None)
@@ -446,6 +477,7 @@ def _there(namespace: FakeNamespace) -> Iterator[tuple[str, object]]:
     yield from ((f"link {link.name}", link) for link in namespace.present.values())
     for index, bound in namespace.bound.items():
         yield from ((f"address {format_cidr(a.packed, a.length)} on {names[index]}", a) for a in bound)
+    yield from ((f"fdb {mac}", port) for (_, mac), port in namespace.fdb.items())
     for af, route in namespace.routing:
         everything = bytes(16 if af == AF_INET6 else 4)
         yield f"route {format_cidr(route.dst or everything, route.length)} on {names[route.oif]}", route

@@ -109,12 +109,29 @@ def send_frame(namespace: str, link: str, mac: str, datagram: tuple[str, str, in
     total = sum(struct.unpack("!10H", head))
     total = (total & 0xFFFF) + (total >> 16)
     packet = head[:10] + struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + head[12:] + udp
+    with frames(namespace, link) as end:
+        own = packed_mac(sender) if sender else end.getsockname()[4]
+        end.send(packed_mac(mac) + own + b"\x08\x00" + packet)
+
+
+@contextmanager
+def frames(namespace: str, link: str, kind: int = 0) -> Iterator[socket.socket]:
+    """Open a socket for whole frames on a link; those of an EtherType, 3 for any, are received."""
     fd = netns.open_netns(namespace)
-    with netns.Inside(fd), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
-        wire.bind((link, 0))
-        own = bytes.fromhex(sender.replace(":", "")) if sender else wire.getsockname()[4]
-        wire.send(bytes.fromhex(mac.replace(":", "")) + own + b"\x08\x00" + packet)
-    os.close(fd)
+    try:
+        with netns.Inside(fd):
+            port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind))
+    finally:
+        os.close(fd)
+    with port:
+        port.bind((link, kind))
+        port.settimeout(PATIENCE)
+        yield port
+
+
+def packed_mac(text: str) -> bytes:
+    """Return the six bytes of a MAC address."""
+    return bytes.fromhex(text.replace(":", ""))
 
 
 def wire(host: str, other: str, *addresses: tuple[str, str], name: str = "wan") -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cnikit import chained, flow, hostports, ownership, spec
+from cnikit import chained, flow, hostports, macspoofchk, ownership, spec
 from cnikit.effects import delegate, firewalld
 from cnikit.effects.netlink import NetlinkError
 from cnikit.ipam import host_local
@@ -281,6 +281,7 @@ GATEWAY = (*BRIDGE, "host address 10.11.0.1/24 on br1", "host sysctl net/ipv4/ip
 GATEWAYS = (*GATEWAY, "host address fd00:11::1/64 on br1", "host sysctl net/ipv6/conf/all/forwarding")
 MASQUERADE = "host rule inet cnikit_masquerade *"
 SPOOFING = "host rule bridge cnikit_macspoofchk *"
+OWNED = f"host element bridge cnikit_macspoofchk owned? {macspoofchk.group('br1')} 0x*0001"  # the gateways
 PORTMAP, LOCALNET = "host rule inet cnikit_portmap *", "host sysctl net/ipv4/conf/br1/route_localnet"
 HOSTPORT = ("host iptables ? nat CNI-HOSTPORT-DNAT", "host iptables ? nat PREROUTING", "host iptables ? nat OUTPUT")
 MARKING = (
@@ -321,7 +322,7 @@ CASES = {
     "bridge, all of nftables": Case(
         bridge.PLUGIN,
         dual(macspoofchk=True, ipMasq=True),
-        (*GATEWAYS, SPOOFING, MASQUERADE),
+        (*GATEWAYS, SPOOFING, OWNED, MASQUERADE),
         Tried(30, 21, 72, 8, 7, (27, 9, 8)),
     ),
     "bridge, a MAC address that is asked for": Case(
@@ -591,7 +592,8 @@ def test_a_clean_up_does_the_rest_whatever_change_fails_and_the_next_one_finishe
 
 def needed(case: Case, verb: str) -> tuple[str, ...]:
     """Return what a GC that failed keeps, as nothing else tells the next one the addresses."""
-    return ("host element inet cnikit_firewall containers?*",) if (case.plugin, verb) == (firewall.PLUGIN, "GC") else ()
+    kept = tuple(f"host element inet cnikit_firewall {name}?*" for name in ("containers", "senders"))
+    return kept if (case.plugin, verb) == (firewall.PLUGIN, "GC") else ()
 
 
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "GC"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any
 
 import pytest
 
+from cnikit import forwarding, request
 from cnikit.errors import CniError
+from cnikit.netlink.nftables import Rule, Table
 from cnikit.objects import HOST, Up
 from cnikit.plan import Set
 from cnikit.plugins import bridge, firewall, portmap
-from tests.conftest import Call, sh
-from tests.packets import reached, server, unreached, wire
+from tests.conftest import Call, ip, sh
+from tests.packets import IN_VAIN, UDP, arrived, reached, server, udp_socket, unreached, wire
 
 ANY = "0.0.0.0"
 
 
-def network(number: int, name: str, subnet: str) -> dict[str, Any]:
+def network(number: int, name: str, subnet: str, **others: Any) -> dict[str, Any]:
     addresses = [{"address": f"10.{subnet}.0.{number + 2}/24"}, {"address": f"fd00:{subnet}::{number + 2}/64"}]
     keys = {
         "bridge": f"br-{name}",
@@ -27,21 +30,26 @@ def network(number: int, name: str, subnet: str) -> dict[str, Any]:
         "ipMasq": True,
         "ipam": {"type": "static", "addresses": addresses},
     }
-    return {"cniVersion": "1.1.0", "name": name, "type": "bridge", **keys}
+    return {"cniVersion": "1.1.0", "name": name, "type": "bridge", **keys, **others}
 
 
 class Container:
     """A container on a network."""
 
-    def __init__(self, netns: str, number: int, name: str, subnet: str) -> None:
+    def __init__(self, netns: str, number: int, name: str, subnet: str, ifname: str = "eth0", **others: Any) -> None:
         self.netns, self.name = netns, name
-        self.environ = {"CNI_NETNS": netns, "CNI_CONTAINERID": f"{name}-{number}"}
-        self.result = Call(bridge.PLUGIN, "ADD", network(number, name, subnet), **self.environ).result()
+        self.environ = {"CNI_NETNS": netns, "CNI_CONTAINERID": f"{name}-{number}", "CNI_IFNAME": ifname}
+        self.result = Call(bridge.PLUGIN, "ADD", network(number, name, subnet, **others), **self.environ).result()
         self.v4, self.v6 = (ip["address"].split("/")[0] for ip in self.result["ips"])
 
+    def _conf(self, **keys: Any) -> dict[str, Any]:
+        return {"cniVersion": "1.1.0", "name": self.name, "type": "firewall", "prevResult": self.result, **keys}
+
     def call(self, verb: str, **keys: Any) -> Call:
-        conf = {"cniVersion": "1.1.0", "name": self.name, "type": "firewall", "prevResult": self.result, **keys}
-        return Call(firewall.PLUGIN, verb, conf, **self.environ)
+        return Call(firewall.PLUGIN, verb, self._conf(**keys), **self.environ)
+
+    def asked(self, verb: str) -> request.Request:
+        return request.parse({"CNI_COMMAND": verb, **self.environ}, json.dumps(self._conf()).encode)
 
     def publish(self, host_port: int, container_port: int) -> None:
         mappings = [{"hostPort": host_port, "containerPort": container_port, "protocol": "tcp"}]
@@ -444,3 +452,133 @@ def test_loopbacks_addresses_and_other_sandboxes_are_not_the_containers(node: No
     found = sh("nft list set inet cnikit_firewall containers4; nft list set inet cnikit_firewall containers6")
     assert "10.99.0." in found
     assert not [word for word in ("127.0.0.1", "::1 ", "192.0.2.77") if word in found]
+
+
+# Forged sources
+
+
+def forged(node: Node, source: Container, to: Container) -> list[bool]:
+    """Tell whether packets from the wire get to a port that is not published, with a container's source: IPv4, IPv6."""
+    got = []
+    mac = ip("link show wan")[0]["address"]
+    for mine, theirs, gateway in ((source.v4, to.v4, "192.0.2.1"), (source.v6, to.v6, "2001:db8::1")):
+        sh(f"ping -c 1 -w 10 {theirs}")  # who is where is known then
+        sh(f"nsenter --net={node.outside} ip neigh replace {gateway} lladdr {mac} dev wan")
+        sh(f"nsenter --net={node.outside} ip addr add {mine}/{128 if ':' in mine else 32} dev wan nodad")
+        with server(to.netns, theirs, 7000, UDP) as service, udp_socket(node.outside, mine, 7001) as attacker:
+            attacker.sendto(b"forged", (theirs, 7000))
+            got.append(arrived(service))
+        sh(f"nsenter --net={node.outside} ip addr del {mine}/{128 if ':' in mine else 32} dev wan")
+    return got
+
+
+def drop_and_accept_any_source(rp_filter: int = 0) -> None:
+    sh(DROPPING["iptables"])
+    sh(f"for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo {rp_filter} > $f; done")
+
+
+@pytest.mark.parametrize("rp_filter", [0, 2])
+def test_a_forged_source_opens_nothing(node: Node, rp_filter: int) -> None:
+    drop_and_accept_any_source(rp_filter)
+    for container in (node.one, node.neighbour, node.two):
+        container.call("ADD").result()
+    for source in (node.neighbour, node.two):
+        assert forged(node, source, node.one) == [False, False], source.name
+    # What they send themselves goes through, also to each other's network.
+    assert get_out(node, node.neighbour)
+    with server(node.one.netns, ANY, 80) as web, server(node.one.netns, "::", 81) as web6:
+        assert reached(web, node.two.netns, node.one.v4, 80)
+        assert reached(web6, node.two.netns, node.one.v6, 81)
+        assert reached(web, node.host, node.one.v4, 80)
+
+
+def test_a_forged_source_is_dropped_by_no_rule_of_ours(node: Node) -> None:
+    sh("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done")
+    for container in (node.one, node.neighbour):
+        container.call("ADD").result()
+    assert forged(node, node.neighbour, node.one) == [True, True]
+
+
+def test_a_container_on_two_networks(node: Node, new_container: Callable[[], str]) -> None:
+    """What it sends from one network's address through the other is dropped by none but the host's own policy."""
+    netns = new_container()
+    one, two = (Container(netns, 7, name, subnet, ifname) for name, subnet, ifname in TWO)
+    sh(f"nsenter --net={netns} ip route del default via 10.22.0.1")
+    for container in (one, two):
+        container.call("ADD").result()
+    with server(node.outside, ANY, 80) as web:
+        assert reached(web, netns, "192.0.2.2", 80, source=one.v4)
+        # Its default route is by one: the packets from two's address go there, too.
+        assert reached(web, netns, "192.0.2.2", 80, source=two.v4)
+        drop_and_accept_any_source()
+        for container in (one, two):
+            container.call("ADD").result()
+        assert reached(web, netns, "192.0.2.2", 80, source=one.v4)
+        assert not reached(web, netns, "192.0.2.2", 80, IN_VAIN, source=two.v4)
+        sh(f"nsenter --net={netns} ip rule add from {two.v4} lookup 7")
+        sh(f"nsenter --net={netns} ip route add default via 10.22.0.1 table 7")
+        assert reached(web, netns, "192.0.2.2", 80, source=two.v4)
+
+
+TWO = (("one", "21", "eth0"), ("two", "22", "eth1"))
+
+
+def test_a_bridge_without_an_address_of_the_hosts(node: Node, new_container: Callable[[], str]) -> None:
+    """With br_netfilter what stays on a bridge passes FORWARD, and no route leads back there."""
+    sh(DROPPING["iptables"])
+    inside = [Container(new_container(), n, "three", "23", isGateway=False, isDefaultGateway=False) for n in range(2)]
+    with server(inside[0].netns, ANY, 80) as web, server(inside[0].netns, "::", 81) as web6:
+        assert unreached(web, inside[1].netns, inside[0].v4, 80)
+        for container in inside:
+            container.call("ADD").result()
+        assert reached(web, inside[1].netns, inside[0].v4, 80)
+        assert reached(web6, inside[1].netns, inside[0].v6, 81)
+    assert inside[0].call("DEL").succeeded()
+    assert "three-0" not in sh("nft list table inet cnikit_firewall")
+
+
+def test_without_a_link_of_the_hosts_the_routes_tell(node: Node) -> None:
+    sh(DROPPING["iptables"])
+    node.one.result["interfaces"] = node.one.result["interfaces"][2:]
+    node.one.result["ips"] = [{**ip, "interface": 0} for ip in node.one.result["ips"]]
+    node.one.call("ADD").result()
+    assert get_out(node, node.one)
+    assert node.one.call("DEL").succeeded()
+    assert "cni:" not in sh("nft list table inet cnikit_firewall")
+
+
+def before(table: Table) -> Table:
+    """Return the table as it was when any source was believed."""
+    chains = []
+    for chain in table.chains:
+        rules = [rule for rule in chain.rules if "@senders" not in rule.text]
+        rules = [
+            Rule(rule.text.replace("fib saddr . iif oif exists ", ""), "from containers")
+            if "fib" in rule.text
+            else rule
+            for rule in rules
+        ]
+        chains.append(chain.replace(rules=tuple(rules)))
+    return table.replace(sets=table.sets[:4], chains=tuple(chains))
+
+
+@pytest.mark.parametrize("verb", ["ADD", "repair"])
+def test_a_node_with_the_former_rule_is_brought_over(node: Node, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop_and_accept_any_source()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(firewall, "TABLE", before(forwarding.TABLE))
+        earlier.setattr(firewall, "_host_links", lambda *_: [""])
+        for container in (node.one, node.two):
+            container.call("ADD").result()
+        assert forged(node, node.two, node.one) == [True, True]
+    if verb == "ADD":
+        node.neighbour.call("ADD").result()
+    else:
+        assert node.one.call("CHECK").error()[0] == 101
+        assert firewall.PLUGIN.repair is not None
+        assert len(firewall.PLUGIN.repair(node.one.asked("CHECK"))) == 3  # the rules, and an element for each address
+        assert node.one.call("CHECK").succeeded()
+    assert forged(node, node.two, node.one) == [False, False]
+    assert get_out(node, node.one)
+    assert node.one.call("DEL").succeeded()
+    assert "one-0" not in sh("nft list table inet cnikit_firewall")

@@ -24,6 +24,7 @@ from cnikit.objects import (
     Carrier,
     Change,
     Device,
+    FdbEntry,
     Make,
     Object,
     Port,
@@ -34,7 +35,7 @@ from cnikit.objects import (
     Up,
     Veth,
 )
-from cnikit.settings import AllMulticast, Isolated, Mac, Mtu, Promiscuous, QueueLength, Setting
+from cnikit.settings import AllMulticast, Group, Isolated, Learning, Mac, Mtu, Promiscuous, QueueLength, Setting
 from tests.conftest import sh
 from tests.fake_kernel import FakeWorld
 
@@ -107,6 +108,8 @@ SETTINGS = [
     pytest.param(AllMulticast(CONTAINER, "eth0", False, True), id="allmulti-off"),
     pytest.param(Isolated(HOST, "veth1", True, False), id="isolated-on"),
     pytest.param(Isolated(HOST, "veth1", False, True), id="isolated-off"),
+    pytest.param(Learning(HOST, "veth1", False, True), id="learning-off"),
+    pytest.param(Group(HOST, "veth1", 77, 0), id="group"),
 ]
 
 
@@ -173,6 +176,31 @@ def test_alias_and_port(world: EITHER) -> None:
     end = world[HOST].link("veth1")
     assert end is not None
     assert (end.alias, end.hairpin, end.isolated) == ("cni:n/c/eth0", False, False)
+
+
+def test_a_port_learns_and_is_in_no_group_until_told_otherwise(world: EITHER) -> None:
+    attach(world)
+    assert [Learning(HOST, "veth1", True).fault(world), Group(HOST, "veth1", 0).fault(world)] == ["", ""]
+
+
+def test_an_entry_of_the_forwarding_table_goes_with_its_port(world: EITHER) -> None:
+    attach(world)
+    other = VETH.replace(name="veth2", peer="eth1")
+    entry = FdbEntry(HOST, "veth1", "02:00:00:00:00:77")
+    assert entry.fault(world) == "bridge port veth1: 02:00:00:00:00:77 has no static entry in the forwarding table"
+    assert make(world, entry) == [0]
+    assert entry.fault(world) == ""
+    assert entry.replace(mac="02:00:00:00:00:78").fault(world)
+    # It may be another port's by now.
+    assert make(world, other, entry.replace(name="veth2")) == [0, 0]
+    assert [entry.fault(world) == "", entry.replace(name="veth2").fault(world)] == [False, ""]
+    assert make(world, entry, entry) == [0, 0]
+    assert entry.fault(world) == ""
+    assert take(world, VETH) == [0]
+    assert entry.fault(world) == "veth1 is gone"
+    assert make(world, VETH) == [0]
+    assert entry.fault(world).startswith("bridge port veth1: 02:00:00:00:00:77 has no static entry")
+    assert make(world, entry.replace(name="nothing")) == [ENODEV]
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_a_result_its_version_cannot_show_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("error", "msg"),
     [
-        pytest.param(ValueError("odd é \udcff"), "test: internal error: ValueError: odd é \udcff", id="bug"),
+        pytest.param(ValueError("odd é \udcff"), "test: internal error: ValueError: odd é \\udcff", id="bug"),
         pytest.param(OSError(5, "EIO"), "test: internal error: OSError: [Errno 5] EIO", id="OSError"),
         pytest.param(SystemExit(0), "test: internal error: SystemExit: 0", id="SystemExit"),
         pytest.param(KeyboardInterrupt(), "test: internal error: KeyboardInterrupt: ", id="KeyboardInterrupt"),
@@ -292,7 +292,7 @@ def test_the_process_exits_with_one_and_prints_a_bug_on_both_streams() -> None:
     process = _run(_config(), CNI_IFNAME="bug", LINK=b"\xff")
     assert process.returncode == 1
     error = json.loads(process.stdout)
-    assert (error["code"], error["msg"]) == (999, "test: internal error: ValueError: \udcff")
+    assert (error["code"], error["msg"]) == (999, "test: internal error: ValueError: \\udcff")
     assert process.stderr.startswith(b"Traceback")
     assert process.stderr.endswith(b"ValueError: \\udcff\n")
 

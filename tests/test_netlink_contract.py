@@ -21,8 +21,10 @@ from pyroute2.iproute.linux import DEFAULT_TABLE
 from pyroute2.netlink import nlmsgerr, rtnl
 from pyroute2.netlink.rtnl import ifaddrmsg as ifaddr_module
 from pyroute2.netlink.rtnl import ifinfmsg as ifinf_module
+from pyroute2.netlink.rtnl import ndmsg as ndmsg_module
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, protinfo_bridge
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from cnikit.effects import netlink
@@ -49,6 +51,7 @@ PYROUTE2 = {
     **vars(rtnl),
     **vars(ifinf_module),
     **vars(ifaddr_module),
+    **vars(ndmsg_module),
     **_positions(ifinfmsg),
     **_positions(ifinfmsg.ifinfo),
     **_positions(ifinfmsg.ifinfo.veth_data),
@@ -57,6 +60,7 @@ PYROUTE2 = {
     **_positions(rtmsg),
     **_positions(rtmsg.metrics),
     **_positions(nlmsgerr),
+    **_positions(ndmsg),
     **rtnl.rtypes,
     **rtnl.rtprotos,
     **rtnl.rtscopes,
@@ -65,6 +69,7 @@ PYROUTE2 = {
     "NLA_TYPE_MASK": 0xFFFF & ~(pyroute2.netlink.NLA_F_NESTED | pyroute2.netlink.NLA_F_NET_BYTEORDER),
     "RTEXT_FILTER_SKIP_STATS": 1 << 3,  # linux/rtnetlink.h; pyroute2 has it in a comment only
     "AF_UNSPEC": socket.AF_UNSPEC,
+    "AF_BRIDGE": 7,  # linux/socket.h
 }
 CONSTANTS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": (name, value)
@@ -188,6 +193,26 @@ SAID: dict[str, tuple[Message, Any, str, set[str], dict[str, Any], list[tuple[st
              ("IFLA_INFO_SLAVE_KIND", "bridge"),
              ("IFLA_INFO_SLAVE_DATA", [("IFLA_BRPORT_ISOLATED", 1)]),
          ])],
+    ),
+    "set_learning": (
+        rtnetlink.set_learning("veth1", learning=False), ifinfmsg, "RTM_NEWLINK", ACK, {},
+        [("IFLA_IFNAME", "veth1"),
+         ("IFLA_LINKINFO", [
+             ("IFLA_INFO_SLAVE_KIND", "bridge"),
+             ("IFLA_INFO_SLAVE_DATA", [("IFLA_BRPORT_LEARNING", 0)]),
+         ])],
+    ),
+    "set_group": (
+        rtnetlink.set_group("veth1", 0x7FFFFFFF), ifinfmsg, "RTM_NEWLINK", ACK, {},
+        [("IFLA_IFNAME", "veth1"), ("IFLA_GROUP", 0x7FFFFFFF)],
+    ),
+    "new_fdb_entry": (
+        rtnetlink.new_fdb_entry(9, MAC), ndmsg, "RTM_NEWNEIGH", ACK | {"NLM_F_CREATE", "NLM_F_REPLACE"},
+        {"family": 7, "ifindex": 9, "state": 0x40, "flags": 0x44}, [("NDA_LLADDR", "02:00:00:00:00:01")],
+    ),
+    "get_fdb_entry": (
+        rtnetlink.get_fdb_entry(9, MAC), ndmsg, "RTM_GETNEIGH", ACK,
+        {"family": 7, "ifindex": 9, "flags": 0x04}, [("NDA_LLADDR", "02:00:00:00:00:01")],
     ),
     "set_port, the other way": (
         rtnetlink.set_port("veth1", hairpin=False, isolated=True), ifinfmsg, "RTM_NEWLINK", ACK, {},
@@ -326,6 +351,7 @@ FULL_LINK = (
         ("IFLA_OPERSTATE", "UP"),
         ("IFLA_IFALIAS", "cni:n/c/eth0"),
         ("IFLA_LINK_NETNSID", 0),
+        ("IFLA_GROUP", 77),
         ("IFLA_ADDRESS", "02:00:00:00:00:01"),
         (
             "IFLA_LINKINFO",
@@ -335,7 +361,14 @@ FULL_LINK = (
                     ("IFLA_INFO_SLAVE_KIND", "bridge"),
                     (
                         "IFLA_INFO_SLAVE_DATA",
-                        {"attrs": [("IFLA_BRPORT_STATE", 3), ("IFLA_BRPORT_MODE", 1), ("IFLA_BRPORT_ISOLATED", 1)]},
+                        {
+                            "attrs": [
+                                ("IFLA_BRPORT_STATE", 3),
+                                ("IFLA_BRPORT_MODE", 1),
+                                ("IFLA_BRPORT_LEARNING", 1),
+                                ("IFLA_BRPORT_ISOLATED", 1),
+                            ]
+                        },
                     ),
                 ]
             },
@@ -359,6 +392,8 @@ def test_reads_a_link_of_pyroute2() -> None:
         peer_elsewhere=True,
         hairpin=True,
         isolated=True,
+        learning=True,
+        group=77,
         txqlen=500,
     )
 
@@ -378,6 +413,14 @@ def test_reads_any_link_of_pyroute2(index: int, flags: int, name: str, alias: st
     assert rtnetlink.link(_encoded(ifinfmsg, {"index": index, "flags": flags}, attributes)) == Link(
         index=index, name=name, alias=alias, mtu=mtu, flags=flags, peer=peer
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "stays"), [(0x40, 0x44, True), (0x40, 0x04, False), (0x80, 0x44, False), (0x02, 0x04, False)]
+)
+def test_reads_an_entry_of_a_forwarding_table(state: int, flags: int, stays: bool) -> None:
+    fields = {"family": 7, "ifindex": 9, "state": state, "flags": flags}
+    assert rtnetlink.fdb_entry(_encoded(ndmsg, fields, [("NDA_LLADDR", "02:00:00:00:00:01")])) == (9, stays)
 
 
 @given(st.binary(min_size=1, max_size=15).filter(lambda name: 0 not in name))

@@ -31,6 +31,9 @@ WORDS = {
     "inet_proto": ("udp", "udp"),
     "inet_service": ("8080", "8080-8099"),
     "ifname": ("veth01234567",) * 2,
+    "devgroup": ("1234567",) * 2,
+    "@nh,112,32": ("0xa010007",) * 2,
+    "@th,64,128": ("0xfd000000000000000000000000000007",) * 2,
 }
 
 
@@ -70,6 +73,9 @@ def test_nft_makes_the_same_of_the_text_as_the_kernel_of_the_bytes(host: str, na
     assert sh("nft list ruleset") == ours
     assert all(chain.name in ours for chain in table.chains)
     assert ours.count(TAG) == len(examples)
+    # What nft shows it can read.
+    sh("nft list ruleset > /run/listed && nft flush ruleset && nft -f /run/listed")
+    assert sh("nft list ruleset") == ours
     for what in examples:
         sh(what.removal())
     assert TAG not in sh("nft list ruleset")
@@ -91,7 +97,13 @@ def test_a_rule_in_somebody_elses_chain(host: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["drop it", "ip ttl 3 drop", "meta mark & 1 = 1 accept", "ip daddr @set snat to 1.1.1.1"],
+    [
+        "drop it",
+        "ip ttl 3 drop",
+        "fib saddr type local drop",
+        "meta mark & 1 = 1 accept",
+        "ip daddr @set snat to 1.1.1.1",
+    ],
 )
 def test_what_is_no_rule_of_ours_is_refused(text: str) -> None:
     with pytest.raises((ValueError, IndexError)):
@@ -128,6 +140,7 @@ def test_numbers_of_attributes_are_pyroute2s() -> None:
 @pytest.mark.parametrize("kind", nftables.TYPES)
 def test_numbers_of_types_are_pyroute2s(kind: str) -> None:
     names = {"ipv4_addr": "IPADDR", "ipv6_addr": "IP6ADDR", "ether_addr": "ETHERADDR", "inet_proto": "INET_PROTOCOL"}
+    names |= {"ether_type": "ETHERTYPE", **dict.fromkeys((k for k in nftables.TYPES if k[0] == "@"), "INTEGER")}
     assert nftables.TYPES[kind][0] == getattr(nftsocket, f"DATA_TYPE_{names.get(kind, kind.upper())}")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cnikit import attachments, jsontext, networks, spec
 from cnikit.attachments import Attachment, Unreadable
-from cnikit.errors import CniError, invalid_environment
+from cnikit.errors import CniError, invalid_environment, printable
 from cnikit.liveness import ALIVE, UNKNOWN
 from cnikit.networks import Network
 from cnikit.runtime import Repaired, Runtime, Standing
@@ -151,9 +151,9 @@ def _repair(options: argparse.Namespace) -> None:
     repaired = runtime.repair(network, chosen)
     for done in repaired:
         if done.restored:
-            print(f"{_share(done)}: put back: {'; '.join(map(_in_one_line, done.restored))}")
+            print(printable(f"{_share(done)}: put back: {'; '.join(map(_in_one_line, done.restored))}"))
         if done.left_alone:
-            print(f"{_share(done)}: left alone: {done.left_alone}")
+            print(printable(f"{_share(done)}: left alone: {done.left_alone}"))
     faults = [_fault(done, done.fault) for done in repaired if done.fault]
     faults += _of_containers(unreadable, network, chosen)
     if faults:
@@ -199,7 +199,7 @@ def _status(options: argparse.Namespace) -> None:
 
 def _version(options: argparse.Namespace) -> None:
     for kind, versions in _runtime(options).version(_network(options)).items():
-        print(f"{kind}: {', '.join(versions)}")
+        print(printable(f"{kind}: {', '.join(versions)}"))
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -408,7 +408,7 @@ def _say_declined(options: argparse.Namespace, network: Network) -> None:
 
 def _say(options: argparse.Namespace, text: str) -> None:
     """Print one line on stderr, whatever lines the text has."""
-    print(f"cnitool: {options.verb} {options.network}: {' '.join(text.split())}", file=sys.stderr)
+    print(printable(f"cnitool: {options.verb} {options.network}: {' '.join(text.split())}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

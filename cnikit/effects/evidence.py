@@ -67,8 +67,8 @@ def is_young(note: str, now: str) -> bool:
     return bool(then and present and then.boot == present.boot and present.since - then.since <= GRACE)
 
 
-def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
-    """Return those whose container cannot exist; of each is given what is returned, its tag and its note.
+def extinct(noted: Iterable[tuple[bytes, tuple[str, ...], str]], now: str) -> list[bytes]:
+    """Return those whose container cannot exist; of each is given what is returned, its tags and its note.
 
     now: what would be noted at this moment. Raises CniError (100).
     """
@@ -76,20 +76,21 @@ def extinct(noted: Iterable[tuple[bytes, str, str]], now: str) -> list[bytes]:
     if present is None:
         return []
     gone: list[bytes] = []
-    silent: list[tuple[bytes, str, Note]] = []
-    for owner, tag, note in noted:
+    silent: list[tuple[bytes, tuple[str, ...], Note]] = []
+    for owner, tags, note in noted:
         then = parse(note)
         if then is None:
             continue
         if then.boot != present.boot:
             gone.append(owner)
         elif then.netns and then.host == present.host and present.since - then.since > GRACE:
-            silent.append((owner, tag, then))
+            silent.append((owner, tags, then))
     inhabited = namespaces() if silent else None
     if inhabited is None:
         return gone
-    alive = linked([tag for _, tag, _ in silent])
-    return gone + [owner for owner, tag, then in silent if tag not in alive and not _is_there(then, inhabited)]
+    alive = linked([tag for _, tags, _ in silent for tag in tags])
+    silent = [one for one in silent if alive.isdisjoint(one[1])]
+    return gone + [owner for owner, _, then in silent if not _is_there(then, inhabited)]
 
 
 def _is_there(then: Note, inhabited: dict[int, str]) -> bool:

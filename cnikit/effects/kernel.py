@@ -22,6 +22,7 @@ from cnikit.objects import (
     Bridge,
     Carrier,
     Device,
+    FdbEntry,
     Port,
     Refusal,
     Remove,
@@ -129,6 +130,16 @@ class Kernel:
         routes = rtnetlink.kernel_routes(answer.bodies[0]) if answer.bodies else ()
         link = self.link_at(routes[0].oif) if routes else None
         return link.name if link else ""
+
+    def has_fdb_entry(self, port: str, mac: str) -> bool:
+        """Tell whether a port's bridge sends what is for a MAC address to that port, whatever it learns."""
+        link = self.link(port)
+        if link is None or not link.master:
+            return False
+        answer = self._socket.exchange([rtnetlink.get_fdb_entry(link.index, parse_mac(mac))])[0]
+        if answer.errno not in (0, ENOENT):
+            raise NetlinkError(answer.errno, answer.why)
+        return not answer.errno and rtnetlink.fdb_entry(answer.body) == (link.index, True)
 
     def sysctl(self, name: str) -> str:
         """Return a sysctl's value. Raises OSError."""
@@ -407,6 +418,11 @@ def _make_veth(kernel: Kernel, what: Veth) -> Message | None:
     return rtnetlink.new_veth(what.name, what.peer, kernel.container_fd(), master, what.mtu, mac)
 
 
+def _make_fdb_entry(kernel: Kernel, what: FdbEntry) -> Message | None:
+    index = kernel.index(what.name)
+    return rtnetlink.new_fdb_entry(index, parse_mac(what.mac)) if index else None
+
+
 def _make_address(kernel: Kernel, what: Address) -> Message | None:
     index = kernel.index(what.name)
     return rtnetlink.new_address(index, *parse_cidr(what.cidr), what.broadcast(), what.dad) if index else None
@@ -432,6 +448,7 @@ _MAKE: dict[type[Object], Callable[[Kernel, Any], Message | None]] = {
     Veth: _make_veth,
     Alias: lambda _, what: rtnetlink.set_alias(what.name, what.alias),
     Port: lambda _, what: rtnetlink.set_port(what.name, what.hairpin, what.isolated),
+    FdbEntry: _make_fdb_entry,
     Up: lambda _, what: rtnetlink.set_flags(what.name, rtnetlink.IFF_UP, rtnetlink.IFF_UP),
     Address: _make_address,
     Route: _make_route,

@@ -241,7 +241,7 @@ class Store:
         from cnikit.effects import evidence
 
         held = self.leases()
-        noted = [(owner, tag(network, owner), self._notes.get(owner, "")) for owner in held]
+        noted = [(owner, tags(network, owner), self._notes.get(owner, "")) for owner in held]
         gone = {owner: held[owner] for owner in evidence.extinct(noted, note(""))}
         return {**gone, b"": tuple(self._foreign)} if self._foreign else gone
 
@@ -441,12 +441,12 @@ def _read_link(path: str) -> tuple[tuple[str, ...], str, str]:
     return tuple(addresses.split(",")), noted, times
 
 
-def tag(network: str, owner: bytes) -> str:
-    """Return the tag of the attachment that an owner's leases are of."""
+def tags(network: str, owner: bytes) -> tuple[str, ...]:
+    """Return the tags of the attachment that an owner's leases are of, see ownership.tags."""
     from cnikit import ownership
     from cnikit.request import Attachment
 
-    return ownership.tag(Attachment(network, *split(owner)))
+    return ownership.tags(Attachment(network, *split(owner)))
 
 
 def is_address(name: str) -> bool:

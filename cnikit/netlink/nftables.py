@@ -8,6 +8,7 @@ nfnetlink are in network byte order.
 from __future__ import annotations
 
 from _struct import Struct
+from sys import byteorder
 
 from cnikit.address import format_cidr, format_ip, format_mac, last, network, parse_cidr, parse_ip, parse_mac
 from cnikit.netlink.codec import (
@@ -30,6 +31,7 @@ from cnikit.value import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Literal
 
 NLM_F_APPEND = 0x800
 
@@ -60,16 +62,30 @@ FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
 NF_DROP, NF_ACCEPT = 0, 1
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+# Numbers that have names, by their type.
+NUMBERS = {
+    "inet_proto": {**PROTOCOLS, "ipv6-icmp": 58},
+    "ether_type": {"arp": 0x0806, "8021q": 0x8100, "8021ad": 0x88A8},
+}
 
-# nft's number for a type of data, and its length in bytes. In a concatenation each is padded to four.
+# nft's number for a type of data, and its length in bytes. In a concatenation each is padded to four. One with @ is a
+# number, a part of the packet: from the header of the network or transport layer, the first bit, how many bits.
 TYPES = {
     "ipv4_addr": (7, 4),
     "ipv6_addr": (8, 16),
     "ether_addr": (9, 6),
+    "ether_type": (10, 2),
     "inet_proto": (12, 1),
     "inet_service": (13, 2),
+    "devgroup": (35, 4),
     "ifname": (41, 16),
+    "@nh,0,16": (4, 2),
+    "@nh,112,32": (4, 4),
+    "@th,0,8": (4, 1),
+    "@th,64,128": (4, 16),
 }
+# What nft is told of the key of a set that has such numbers: where they come from. It has no name for their type.
+ORIGINS = {"devgroup": "meta iifgroup", "ifname": "iifname"}
 
 _GENMSG = Struct("!BBH")  # nfgenmsg: family, version, resource
 _BE32 = Struct("!i")
@@ -101,6 +117,11 @@ class Set(Value):
     key: tuple[str, ...]
     data: tuple[str, ...] = ()
     interval: bool = False
+
+    @property
+    def has_numbers(self) -> bool:
+        """Tell whether a part of the key is a number that nft has no type for."""
+        return any(kind.startswith("@") for kind in self.key)
 
 
 class Table(Value):
@@ -231,15 +252,23 @@ def encoded(kind: str, word: str) -> tuple[bytes, bytes]:
     if kind == "inet_service":
         low, _, high = word.partition("-")
         return int(low).to_bytes(2, "big"), int(high or low).to_bytes(2, "big")
-    if kind == "inet_proto":
-        return bytes((PROTOCOLS[word],)), bytes((PROTOCOLS[word],))
     if kind in ("ipv4_addr", "ipv6_addr"):
         if "/" not in word:
             return parse_ip(word), parse_ip(word)
         packed, length = parse_cidr(word)
         return network(packed, length), last(packed, length)
-    data = parse_mac(word) if kind == "ether_addr" else word.encode().ljust(16, b"\0")
+    if kind == "ether_addr":
+        data = parse_mac(word)
+    elif kind == "ifname":
+        data = word.encode().ljust(16, b"\0")
+    else:
+        number = NUMBERS[kind][word] if kind in NUMBERS else int(word, 0)
+        data = number.to_bytes(TYPES[kind][1], _order(kind))
     return data, data
+
+
+def _order(kind: str) -> Literal["little", "big"]:
+    return byteorder if kind == "devgroup" else "big"
 
 
 def decoded(kind: str, low: bytes, high: bytes) -> str:
@@ -247,14 +276,16 @@ def decoded(kind: str, low: bytes, high: bytes) -> str:
     if kind == "inet_service":
         first, end = int.from_bytes(low[:2], "big"), int.from_bytes(high[:2], "big")
         return str(first) if first == end else f"{first}-{end}"
-    if kind == "inet_proto":
-        return next((name for name, number in PROTOCOLS.items() if number == low[0]), str(low[0]))
     if kind in ("ipv4_addr", "ipv6_addr"):
         length = len(low) * 8 - (int.from_bytes(low, "big") ^ int.from_bytes(high, "big")).bit_length()
         return format_ip(low) if low == high else format_cidr(low, length)
     if kind == "ether_addr":
         return format_mac(low[:6])
-    return low.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    if kind == "ifname":
+        return low.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    number = int.from_bytes(low, _order(kind))
+    plain = hex(number) if kind.startswith("@") else str(number)
+    return next((name for name, known in NUMBERS.get(kind, {}).items() if known == number), plain)
 
 
 def written(table: Table) -> str:
@@ -263,7 +294,11 @@ def written(table: Table) -> str:
     for found in table.sets:
         kind, data = ("map", f" : {' . '.join(found.data)}") if found.data else ("set", "")
         flags = "; flags interval" if found.interval else ""
-        lines.append(f"\t{kind} {found.name} {{ type {' . '.join(found.key)}{data}{flags}; }}")
+        if found.has_numbers:
+            key = f"typeof {' . '.join(ORIGINS.get(part, part) for part in found.key)}"
+        else:
+            key = f"type {' . '.join(found.key)}"
+        lines.append(f"\t{kind} {found.name} {{ {key}{data}{flags}; }}")
     for chain in table.chains:
         base = f"\t\ttype {chain.type} hook {chain.hook} priority {chain.priority}; policy accept;"
         rules = [f'\t\t{rule.text} comment "{rule.comment}"' for rule in chain.rules]

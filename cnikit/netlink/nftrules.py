@@ -5,12 +5,16 @@ Needed once a boot, when a table is made.
 A rule is read from left to right: matches, each of which must hold, then what becomes of the packet.
 
     SELECTOR [. SELECTOR]... [!=] @SET          iifname . ether saddr != @allowed
-    SELECTOR [!=] CONSTANT                      ip daddr != 224.0.0.0/4, ct state established,related
+    SELECTOR [!=|<|>] CONSTANT                  ip daddr != 224.0.0.0/4, @th,0,8 < 133, ct state established,related
     fib daddr type local
-    meta mark & NUMBER == NUMBER
+    fib saddr . iif oif exists                  the way back to the source is where the packet came from
+    SELECTOR & NUMBER == NUMBER                 meta mark & 0x1000 == 0x1000
     accept | drop | return | jump CHAIN | goto CHAIN | masquerade
     dnat ip|ip6 to SELECTOR [. SELECTOR]... map @SET
     meta mark set meta mark | NUMBER
+
+Apart from ip and ip6 in a table of the family inet, a selector brings no match of the protocol it belongs to: nft may
+add one to its own names, and none to numbers of a place in the packet (@th,0,8).
 
 Values pass through the kernel's sixteen registers of four bytes. Source: linux/netfilter/nf_tables.h.
 """
@@ -58,6 +62,7 @@ from cnikit.netlink.nftables import (
     NFTA_SET_USERDATA,
     NFTA_TABLE_NAME,
     NLM_F_APPEND,
+    ORIGINS,
     TYPES,
     Chain,
     Rule,
@@ -73,7 +78,8 @@ from cnikit.netlink.nftables import (
 
 NFT_REG_VERDICT, NFT_REG32_00 = 0, 8
 NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
-NFT_CMP_EQ, NFT_CMP_NEQ = 0, 1
+NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CMP_LT, NFT_CMP_GT = 0, 1, 2, 4
+NFT_META_PROTOCOL, NFT_META_IIFGROUP = 1, 21
 NFT_META_MARK, NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_NFPROTO, NFT_META_L4PROTO = 3, 6, 7, 15, 16
 NFT_CT_STATE, NFT_CT_STATUS = 0, 2
 LINK, NETWORK, TRANSPORT = 0, 1, 2  # enum nft_payload_bases
@@ -81,11 +87,18 @@ NFPROTO_IPV4, NFPROTO_IPV6 = 2, 10
 NFT_LOOKUP_F_INV = 1
 NFTA_DATA_VERDICT, NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN = 2, 1, 2
 NFT_NAT_DNAT = 1
-NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR = 3, 2
+NFT_FIB_RESULT_OIF, NFT_FIB_RESULT_ADDRTYPE = 1, 3
+NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR, NFTA_FIB_F_IIF, NFTA_FIB_F_PRESENT = 1, 2, 8, 32
 VERDICTS = {"drop": NF_DROP, "accept": NF_ACCEPT, "jump": -3, "goto": -4, "return": -5}
 
 # libnftnl's NFTNL_UDATA_SET_KEYBYTEORDER, of four bytes: nft's BYTEORDER_HOST_ENDIAN.
 _KEY_IN_HOST_ORDER = b"\0\4" + (1).to_bytes(4, byteorder)
+# Its NFTNL_UDATA_SET_KEY_TYPEOF, the kind of what is in there (nft's enum expr_types), and what these have.
+_KEY_TYPEOF, _TYPEOF_EXPRESSION, _TYPEOF_DATA = 3, 0, 1
+_EXPR_PAYLOAD, _EXPR_META, _EXPR_CONCAT = 7, 9, 13
+_META_KEY = 0
+_PAYLOAD_PROTOCOL, _PAYLOAD_FIELD = 0, 1  # none of either
+_PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 2, 3, 4
 
 # Where in a packet a selector is: base, offset, length in bytes; and its type.
 _PAYLOADS = {
@@ -95,13 +108,21 @@ _PAYLOADS = {
     "ip6 saddr": (NETWORK, 8, 16, "ipv6_addr"),
     "ip6 daddr": (NETWORK, 24, 16, "ipv6_addr"),
     "th dport": (TRANSPORT, 2, 2, "inet_service"),
+    "@nh,0,16": (NETWORK, 0, 2, "@nh,0,16"),
+    "@nh,64,128": (NETWORK, 8, 16, "@th,64,128"),
+    "@nh,112,32": (NETWORK, 14, 4, "@nh,112,32"),
+    "@th,0,8": (TRANSPORT, 0, 1, "@th,0,8"),
+    "@th,64,128": (TRANSPORT, 8, 16, "@th,64,128"),
 }
 _METAS = {
     "iifname": (NFT_META_IIFNAME, "ifname"),
     "oifname": (NFT_META_OIFNAME, "ifname"),
+    "meta protocol": (NFT_META_PROTOCOL, "ether_type"),
+    "meta iifgroup": (NFT_META_IIFGROUP, "devgroup"),
     "meta l4proto": (NFT_META_L4PROTO, "inet_proto"),
     "meta mark": (NFT_META_MARK, "mark"),
 }
+_COMPARISONS = {"": NFT_CMP_EQ, "!=": NFT_CMP_NEQ, "<": NFT_CMP_LT, ">": NFT_CMP_GT}
 _FAMILIES = {"ip": NFPROTO_IPV4, "ip6": NFPROTO_IPV6}
 # Selectors whose value is a set of bits, and the bits by name.
 _BITS = {
@@ -109,6 +130,14 @@ _BITS = {
     "ct status": (NFT_CT_STATUS, {"dnat": 0x20}),
 }
 _RTN_LOCAL = 2
+_FIB = {
+    "fib daddr type local": (NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR, _RTN_LOCAL.to_bytes(4, byteorder)),
+    "fib saddr . iif oif exists": (
+        NFT_FIB_RESULT_OIF,
+        NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT,
+        (1).to_bytes(4, byteorder),
+    ),
+}
 
 
 def new_table(table: Table) -> list[Message]:
@@ -161,6 +190,8 @@ def _new_set(table: Table, found: Set, number: int) -> Message:
     if found.key == ("ifname",):
         # Without being told, nft would list strings as numbers of the other byte order.
         parts.append(attribute(NFTA_SET_USERDATA, _KEY_IN_HOST_ORDER))
+    if found.has_numbers:
+        parts.append(attribute(NFTA_SET_USERDATA, _typeof(found.key)))
     if found.data:
         parts.append(be32(NFTA_SET_DATA_TYPE, type_number(found.data)))
         parts.append(be32(NFTA_SET_DATA_LEN, sum(widths(found.data))))
@@ -168,6 +199,33 @@ def _new_set(table: Table, found: Set, number: int) -> Message:
         fields = [nested(NFTA_LIST_ELEM, be32(NFTA_SET_FIELD_LEN, TYPES[kind][1])) for kind in found.key]
         parts.append(nested(NFTA_SET_DESC, nested(NFTA_SET_DESC_CONCAT, *fields)))
     return request(NFT_MSG_NEWSET, table.family, NLM_F_CREATE, *parts)
+
+
+def _typeof(key: tuple[str, ...]) -> bytes:
+    """Return what nft keeps in a set's userdata for `typeof`: where the parts of the key come from."""
+    parts = (_userdata(place, _origin(kind)) for place, kind in enumerate(key))
+    data = _userdata(_TYPEOF_DATA, b"".join(parts))
+    return _userdata(_KEY_TYPEOF, _userdata_number(_TYPEOF_EXPRESSION, _EXPR_CONCAT) + data)
+
+
+def _origin(kind: str) -> bytes:
+    if kind in ORIGINS:
+        expression, data = _EXPR_META, _userdata_number(_META_KEY, _METAS[ORIGINS[kind]][0])
+    else:
+        base, offset, length, _ = _PAYLOADS[kind]
+        expression = _EXPR_PAYLOAD
+        data = _userdata_number(_PAYLOAD_PROTOCOL, 0) + _userdata_number(_PAYLOAD_FIELD, 0)
+        data += _userdata_number(_PAYLOAD_BASE, base + 1)
+        data += _userdata_number(_PAYLOAD_OFFSET, offset * 8) + _userdata_number(_PAYLOAD_LENGTH, length * 8)
+    return _userdata_number(_TYPEOF_EXPRESSION, expression) + _userdata(_TYPEOF_DATA, data)
+
+
+def _userdata(kind: int, data: bytes) -> bytes:
+    return bytes((kind, len(data))) + data
+
+
+def _userdata_number(kind: int, number: int) -> bytes:
+    return _userdata(kind, number.to_bytes(4, byteorder))
 
 
 def compiled(text: str, table: Table) -> list[bytes]:
@@ -189,26 +247,31 @@ def _match(words: list[str], table: Table, families: set[str]) -> list[bytes]:
     bits = " ".join(words[:2])
     if bits in _BITS:
         return _match_bits(bits, words)
-    if words[:4] == ["fib", "daddr", "type", "local"]:
-        return _match_local(words)
+    if words[0] == "fib":
+        return _match_fib(words)
     selectors = [] if words[:3] == ["meta", "mark", "set"] else _selectors(words)
     if not selectors:
         return []
     made = _load(selectors, table, families)
-    operator = words.pop(0) if words[0] in ("!=", "&") else ""
+    operator = words.pop(0) if words[0] in ("!=", "<", ">", "&") else ""
     if operator == "&":
-        return made + _match_mask(words)
+        return made + _match_mask(words, _type(selectors[0]))
     wanted = words.pop(0)
     if wanted.startswith("@"):
         inverted = [be32(5, NFT_LOOKUP_F_INV)] if operator else []
         return [*made, _expression("lookup", string(1, wanted[1:]), be32(2, NFT_REG32_00), *inverted)]
-    return made + _constant(_type(selectors[0]), wanted, NFT_CMP_NEQ if operator else NFT_CMP_EQ)
+    return made + _constant(_type(selectors[0]), wanted, _COMPARISONS[operator])
 
 
-def _match_local(words: list[str]) -> list[bytes]:
-    del words[:4]
-    kind = _expression("fib", be32(1, NFT_REG32_00), be32(2, NFT_FIB_RESULT_ADDRTYPE), be32(3, NFTA_FIB_F_DADDR))
-    return [kind, _compare(NFT_CMP_EQ, _RTN_LOCAL.to_bytes(4, byteorder))]
+def _match_fib(words: list[str]) -> list[bytes]:
+    """Take a question to the routing table off the front, and the answer that there must be."""
+    text = next((text for text in (" ".join(words[:4]), " ".join(words[:6])) if text in _FIB), "")
+    if not text:
+        raise ValueError(f"{' '.join(words)!r} is no question to the routing table that can be compiled")
+    result, flags, answer = _FIB[text]
+    del words[: len(text.split())]
+    asked = _expression("fib", be32(1, NFT_REG32_00), be32(2, result), be32(3, flags))
+    return [asked, _compare(NFT_CMP_EQ, answer)]
 
 
 def _match_bits(selector: str, words: list[str]) -> list[bytes]:
@@ -221,12 +284,16 @@ def _match_bits(selector: str, words: list[str]) -> list[bytes]:
     return [load, _mask(mask.to_bytes(4, byteorder)), _compare(NFT_CMP_NEQ, bytes(4))]
 
 
-def _match_mask(words: list[str]) -> list[bytes]:
+def _match_mask(words: list[str], kind: str) -> list[bytes]:
     mask, equals, value = words[:3]
     if equals != "==":
         raise ValueError(f"{equals!r} where == is to stand")
     del words[:3]
-    return [_mask(int(mask, 0).to_bytes(4, byteorder)), _compare(NFT_CMP_EQ, int(value, 0).to_bytes(4, byteorder))]
+    return [_mask(_number(kind, mask)), _compare(NFT_CMP_EQ, _number(kind, value))]
+
+
+def _number(kind: str, word: str) -> bytes:
+    return encoded(kind, word)[0] if kind in TYPES else int(word, 0).to_bytes(4, byteorder)
 
 
 def _selectors(words: list[str]) -> list[str]:

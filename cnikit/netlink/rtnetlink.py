@@ -1,7 +1,7 @@
-"""Links, addresses and routes as rtnetlink messages: values to bytes and bytes to values. No sockets.
+"""Links, addresses, routes and bridges' forwarding tables as rtnetlink messages: values to bytes, bytes to values.
 
-Source: linux/rtnetlink.h, if_link.h, if_addr.h, veth.h. tests/test_netlink_contract.py decodes every message made here
-with pyroute2, and holds every number to pyroute2's tables.
+No sockets. Source: linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h, veth.h. tests/test_netlink_contract.py decodes
+every message made here with pyroute2, and holds every number to pyroute2's tables.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cnikit.netlink.codec import (
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_EXCL,
+    NLM_F_REPLACE,
     Message,
     attribute,
     attributes,
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC = 13, 16, 18, 20, 26
-IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 28, 29, 37
+IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 27, 28, 29, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
+IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_BRPORT_ISOLATED = 4, 8, 33
 VETH_INFO_PEER = 1
 IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200
 IF_OPER_UP = 6
@@ -58,9 +60,15 @@ RTPROT_BOOT = 3
 RT_SCOPE_UNIVERSE = 0
 RTN_UNICAST = 1
 
+AF_BRIDGE = 7
+NDA_LLADDR = 2
+NUD_NOARP = 0x40
+NTF_MASTER, NTF_STICKY = 0x04, 0x40
+
 _IFINFO = Struct("=BxHIII")  # ifinfomsg: family, type, index, flags, change
 _IFADDR = Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 _RTNEXTHOP = Struct("=HBBI")  # rtnexthop: length, flags, hops, index
+_NDMSG = Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 _RTMSG = Struct("=BBBBBBBBI")  # rtmsg: family, dst len, src len, tos, table, protocol, scope, type, flags
 
 
@@ -80,6 +88,8 @@ class Link(Value):
     peer_elsewhere: bool = False
     hairpin: bool = False
     isolated: bool = False
+    learning: bool = False  # a bridge's port that learns whose MAC addresses are behind it
+    group: int = 0
     txqlen: int = 0  # packets
     af_spec: bytes = b""  # settings of each family, see cnikit.netlink.devconf
 
@@ -168,6 +178,16 @@ def set_isolated(name: str, isolated: bool) -> Message:
     return _set_port(name, u8(IFLA_BRPORT_ISOLATED, isolated))
 
 
+def set_learning(name: str, learning: bool) -> Message:
+    """Set whether a bridge's port learns MAC addresses."""
+    return _set_port(name, u8(IFLA_BRPORT_LEARNING, learning))
+
+
+def set_group(name: str, group: int) -> Message:
+    """Put a link into a device group."""
+    return Message(RTM_NEWLINK, NLM_F_ACK, named(name) + u32(IFLA_GROUP, group))
+
+
 def _set_port(name: str, *flags: bytes) -> Message:
     data = nested(IFLA_INFO_SLAVE_DATA, *flags)
     info = nested(IFLA_LINKINFO, string(IFLA_INFO_SLAVE_KIND, "bridge"), data)
@@ -199,9 +219,29 @@ def link(body: bytes) -> Link:
         peer_elsewhere=IFLA_LINK_NETNSID in got,
         hairpin=bool(number(port.get(IFLA_BRPORT_MODE, b""))),
         isolated=bool(number(port.get(IFLA_BRPORT_ISOLATED, b""))),
+        learning=bool(number(port.get(IFLA_BRPORT_LEARNING, b""))),
+        group=number(got.get(IFLA_GROUP, b"")),
         txqlen=number(got.get(IFLA_TXQLEN, b"")),
         af_spec=got.get(IFLA_AF_SPEC, b""),
     )
+
+
+def new_fdb_entry(index: int, mac: bytes) -> Message:
+    """Have a bridge send what is for a MAC address to a port, whatever it learns elsewhere."""
+    body = _NDMSG.pack(AF_BRIDGE, index, NUD_NOARP, NTF_MASTER | NTF_STICKY, 0) + attribute(NDA_LLADDR, mac)
+    return Message(RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def get_fdb_entry(index: int, mac: bytes) -> Message:
+    """Ask the bridge that a port belongs to for its entry of a MAC address."""
+    body = _NDMSG.pack(AF_BRIDGE, index, 0, NTF_MASTER, 0) + attribute(NDA_LLADDR, mac)
+    return Message(RTM_GETNEIGH, NLM_F_ACK, body)
+
+
+def fdb_entry(body: bytes) -> tuple[int, bool]:
+    """Decode an RTM_NEWNEIGH of a bridge: the index of the port, and whether the entry stays there."""
+    _, index, state, flags, _ = header(_NDMSG, body)
+    return index, state == NUD_NOARP and bool(flags & NTF_STICKY)
 
 
 def new_address(index: int, packed: bytes, length: int, broadcast: bytes = b"", dad: bool = True) -> Message:
