@@ -90,6 +90,12 @@ def rules() -> str:
     return sh("nft list ruleset; (iptables-save; ip6tables-save) | grep -v '^#' || true")
 
 
+def entries(tag: str) -> set[str]:
+    """Return the elements with that in their comment."""
+    lines = (line.strip().removeprefix("elements = {").strip(" ,}") for line in rules().splitlines())
+    return {line for line in lines if tag in line}
+
+
 LEFT: dict[str, dict[str, dict[str, Any]]] = {
     "a port": {"portmap": ports(mapping(8080, 80))},
     "a port of one address": {"portmap": ports(mapping(8080, 80, hostIP="192.0.2.1"))},
@@ -181,11 +187,11 @@ def test_a_living_owner_keeps_what_it_has_and_is_named(
 ) -> None:
     assert host
     one, two = both(new_container, firewall={}, portmap=ports(mapping(8080, 80)))
-    before = {line for line in rules().splitlines() if "cni:one" in line}
+    before = entries("cni:one")
     two.add()
     why = "is also an address of container c1 (eth0 of network one), whose ports and rules stay"
     assert two.said == f"bridge: {V4}, {V6} {why}\n"
-    assert before == {line for line in rules().splitlines() if "cni:one" in line}
+    assert before == entries("cni:one")
     for owner in (one, two):
         for kind in owner.plugins:
             assert owner.call("CHECK", kind).succeeded()

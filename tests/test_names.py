@@ -98,12 +98,12 @@ def test_what_has_the_tag_of_former_days_is_found(
 
 def test_a_lease_whose_link_has_the_tag_of_former_days_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     attachment = Attachment("net1", "c1", 'e"0')
-    monkeypatch.setattr(evidence, "namespaces", lambda: {1})
+    monkeypatch.setattr(evidence, "namespaces", lambda: {1: "/run/netns/other"})
     note, now = "aaaaaaaa.2.3.1", "aaaaaaaa.2.0.1000"
     for alias in ownership.tags(attachment):
-        monkeypatch.setattr(evidence, "_tags", lambda alias=alias: {alias})
+        monkeypatch.setattr(evidence, "linked", {alias}.intersection)
         assert evidence.extinct([(b"lease", ownership.tags(attachment), note)], now) == []
-    monkeypatch.setattr(evidence, "_tags", lambda: {"cni:net1/c1/eth0"})
+    monkeypatch.setattr(evidence, "linked", {"cni:net1/c1/eth0"}.intersection)
     assert evidence.extinct([(b"lease", ownership.tags(attachment), note)], now) == [b"lease"]
 
 
