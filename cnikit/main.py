@@ -11,7 +11,7 @@ import posix
 import sys
 
 from cnikit import __version__, jsontext, request, result, spec
-from cnikit.effects import limit
+from cnikit.effects import limit, notes
 from cnikit.errors import CniError
 from cnikit.value import Value
 
@@ -48,10 +48,7 @@ def main(plugin: Plugin) -> None:
     except OSError:
         # Nobody listens. What was done stands, yet a runtime that got no result must not believe in success.
         posix._exit(1)
-    try:
-        _write(2, response.stderr)
-    except OSError:
-        pass  # What counts has been said.
+    _write_beside(response.stderr)
     # Tearing the interpreter down would be a quarter of all instructions, for nothing.
     posix._exit(response.status)
 
@@ -66,6 +63,17 @@ def respond(
 
     give_up: who answers when the time is over, see limit.start.
     """
+    response = _respond(plugin, environ, read_stdin, give_up)
+    said = notes.take(plugin.name)
+    return response.replace(stderr=said + response.stderr) if said else response
+
+
+def _respond(
+    plugin: Plugin,
+    environ: Mapping[str, str],
+    read_stdin: Callable[[], bytes],
+    give_up: Callable[[str], None] | None,
+) -> Response:
     verb = environ.get("CNI_COMMAND", "")
     if not verb:
         return Response(0, stderr=about(plugin))
@@ -114,6 +122,7 @@ def _give_up(plugin: Plugin, doing: str) -> None:
         f"{limit.VARIABLE} sets the time, in seconds",
     )
     _write(1, jsontext.encode(error.document(spec.NEWEST)))
+    _write_beside(notes.take(plugin.name))
 
 
 def _internal_error(plugin: Plugin, e: BaseException, version: str) -> Response:
@@ -158,3 +167,11 @@ def _write(fd: int, text: str) -> None:
     data = text.encode("utf-8", "backslashreplace")
     while data:
         data = data[posix.write(fd, data) :]
+
+
+def _write_beside(text: str) -> None:
+    """Write to stderr, if it can be written to: what counts is on stdout."""
+    try:
+        _write(2, text)
+    except OSError:
+        pass

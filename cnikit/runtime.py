@@ -28,7 +28,7 @@ from typing import Any
 
 from cnikit import execution, jsontext, request, result, spec
 from cnikit.attachments import DEFAULT_FOLDER, Attachment, Cache, Cached
-from cnikit.effects import netns
+from cnikit.effects import netns, notes
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_environment
 from cnikit.exclusion import PATIENCE, Exclusion
@@ -353,6 +353,8 @@ def _repair_by(own: OwnPlugin, asked: request.Request, done: Repaired, network: 
             own.check(asked)
     except CniError as e:
         return replace(done, fault=CniError(e.code, f"{own.name}: {e.msg}", e.details))
+    finally:
+        sys.stderr.write(notes.take(own.name))
     return done
 
 

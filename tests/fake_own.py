@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cnikit.effects import notes
 from cnikit.errors import CniError
 from cnikit.plugin import Plugin
 from cnikit.request import Request
@@ -18,12 +19,14 @@ class Ours:
     """Makes fake plugins look like ours, and records what they are asked for in this process.
 
     missing: what the next repair of a plugin puts back, by name. faults: what they raise, by "NAME VERB".
+    notes: what they say beside it.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, plugins: FakePlugins, *names: str) -> None:
         self.asked: list[tuple[str, str, Request]] = []
         self.missing: dict[str, tuple[str, ...]] = {}
         self.faults: dict[str, CniError] = {}
+        self.notes: dict[str, str] = {}
         runtime = plugins.folder / ".cnikit-1.0"
         runtime.mkdir()
         sizes = [f"{name} {(plugins.folder / name).stat().st_size}\n" for name in names]
@@ -46,6 +49,8 @@ class Ours:
 
     def _serve(self, name: str, verb: str, request: Request) -> None:
         self.asked.append((name, verb, request))
+        if line := self.notes.get(f"{name} {verb}"):
+            notes.say(line)
         if fault := self.faults.get(f"{name} {verb}"):
             raise fault
 

@@ -388,6 +388,16 @@ class TestRepair:
             f"cnitool: repair net1: {broken}: cannot be read, so its attachment is not repaired"
         )
 
+    def test_what_plugins_say_beside_their_answer_is_on_stderr(
+        self, tool: Tool, ours: Ours, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        ours.notes = {"alpha repair": "odd", "beta check": "even"}
+        ours.faults = {"beta check": CniError(101, "no link")}
+        status, _, stderr = self.repair(tool, capsys, "/proc/self/ns/net")
+        who = f"{cnitool.container_id('/proc/self/ns/net')}/eth0"
+        said = ["alpha: odd", "beta: even", f"cnitool: repair net1: {who}: beta: no link"]
+        assert (status, stderr.splitlines()) == (1, said)
+
     def test_nothing_cached_is_said(self, tool: Tool) -> None:
         assert tool.run("repair", "net1") == (0, "nothing to repair: no attachment is cached\n", "")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cnikit import __version__, spec
+from cnikit.effects import limit, notes
 from cnikit.errors import CniError
 from cnikit.main import MOST, respond, without_bootloader
 from cnikit.plugin import Plugin
@@ -160,6 +161,24 @@ def test_a_stdin_that_cannot_be_read_is_no_internal_error() -> None:
     assert (response.status, json.loads(response.stdout)["code"], response.stderr) == (1, 5, "")
 
 
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, 0), (CniError(7, "no"), 1), (ValueError("odd"), 1)], ids=["done", "error", "bug"]
+)
+def test_what_a_plugin_says_beside_its_answer_is_on_stderr_once(error: Exception | None, status: int) -> None:
+    def add(_: Request) -> Result:
+        for line in ("the sky is green", "odd: \x1b[2J\n\udcff", "the sky is green"):
+            notes.say(line)
+        if error:
+            raise error
+        return Result()
+
+    response = respond(_plugin(add), ENVIRON, _config)
+    said = "test: the sky is green\ntest: odd: \\x1b[2J\\n\\udcff\n"
+    assert (response.status, response.stderr[: len(said)]) == (status, said)
+    assert "sky" not in response.stdout + response.stderr[len(said) :]
+    assert respond(_plugin(lambda _: Result()), ENVIRON, _config).stderr == "", "the next call says nothing of it"
+
+
 GIVEN = {"PATH": "/bin", "_PYI_ARCHIVE_FILE": "/x", "_PYI_APPLICATION_HOME_DIR": "/y", "TRACEPARENT": "00-1"}
 
 
@@ -209,11 +228,16 @@ def test_delegates_do_not_see_what_the_bootloader_set(
 
 
 PROGRAM = """
+import time
+from cnikit.effects import notes
 from cnikit.plugin import Plugin
 from cnikit.main import main
 from cnikit.result import IP, Interface, Result
 
 def add(request):
+    if request.attachment.ifname == "slow":
+        notes.say("I am slow")
+        time.sleep(60)
     if request.attachment.ifname == "bug":
         raise ValueError(request.environ["LINK"])
     links = tuple(Interface(request.environ["LINK"] + str(i)) for i in range(int(request.environ["COUNT"])))
@@ -271,6 +295,12 @@ def test_the_process_exits_with_one_and_prints_a_bug_on_both_streams() -> None:
     assert (error["code"], error["msg"]) == (999, "test: internal error: ValueError: \udcff")
     assert process.stderr.startswith(b"Traceback")
     assert process.stderr.endswith(b"ValueError: \\udcff\n")
+
+
+def test_the_process_says_what_it_has_to_although_the_time_is_over() -> None:
+    process = _run(_config(), CNI_IFNAME="slow", **{limit.VARIABLE: "1"})
+    assert (process.returncode, process.stderr) == (1, b"test: I am slow\n")
+    assert json.loads(process.stdout)["code"] == 11
 
 
 def test_the_process_fails_when_its_result_cannot_be_written() -> None:
