@@ -79,6 +79,11 @@ def is_link_local(packed: bytes) -> bool:
     return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
 
 
+def is_loopback(packed: bytes) -> bool:
+    """Tell whether an address is one of 127.0.0.0/8, or ::1."""
+    return packed[0] == 127 if len(packed) == 4 else packed == bytes(15) + b"\x01"
+
+
 def is_default(cidr: str) -> bool:
     """Tell whether a route's destination is everything."""
     return parse_cidr(cidr)[1] == 0

@@ -63,6 +63,12 @@ def interface(ifname: str, leases: Result, dad: bool = False) -> tuple[Step, ...
     )
 
 
+def reachable(leases: Result) -> tuple[result.Route, ...]:
+    """Return the routes but those of a family without address: by these nothing is reached, but for their gateway."""
+    families = {":" in ip.address for ip in leases.ips}
+    return tuple(route for route in leases.routes if route.gw or (":" in route.dst) in families)
+
+
 def notify(ifname: str, ipv6: bool) -> tuple[Sysctl, ...]:
     """Return what has the kernel tell neighbours of a MAC address whenever it is set, and when the link comes up."""
     arp = Sysctl(CONTAINER, f"net/ipv4/conf/{ifname}/arp_notify", "1", optional=True)

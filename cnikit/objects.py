@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from _socket import AF_INET6
+
 from cnikit import spec
 from cnikit.address import family, format_cidr, is_default, is_link_local, last, network, parse_cidr, parse_ip
 from cnikit.errors import CniError
@@ -20,6 +22,7 @@ from cnikit.netlink.rtnetlink import (
     IFA_F_TENTATIVE,
     IFF_UP,
     RT_TABLE_MAIN,
+    RTPROT_RA,
     BoundAddress,
     KernelRoute,
     Link,
@@ -58,6 +61,9 @@ if TYPE_CHECKING:
 
         def sysctl(self, name: str) -> str:
             """Return a sysctl's value; raise OSError when there is none."""
+
+        def keeps_mac(self, name: str) -> bool:
+            """Tell whether a link's MAC address has been set; not where that cannot be told."""
 
         def rules(self, table: Table) -> Sequence[tuple[str, str]]:
             """Return chain and comment of the rules of an nftables table, none when there is no such table."""
@@ -128,6 +134,8 @@ class Object(Value):
     transaction = ""
     # Whether repair puts it back when it has gone.
     mendable = False
+    # Whether it is looked at when it was made, and by CHECK.
+    checked = True
 
     def command(self) -> str:
         """Return the command line that makes it."""
@@ -169,7 +177,7 @@ class Remove(Change):
 
 
 class Bridge(Object):
-    """A bridge; mtu (bytes) and MAC are only set when it is created."""
+    """A bridge; mtu (bytes) is only set when it is created."""
 
     mtu: int = 0
 
@@ -186,6 +194,22 @@ class Bridge(Object):
             return None
         kind = f"a {link.kind}" if link.kind else "a device of another kind"
         return CniError(spec.INVALID_CONFIG, f"bridge: {self.name} already exists and is no bridge but {kind}")
+
+
+class KeptMac(Object):
+    """A bridge's MAC address, set to what it is. One that nobody has set changes as ports come and go.
+
+    Not everywhere can it be seen whether somebody has; and what was attached before works all the same.
+    """
+
+    checked = False
+
+    def command(self) -> str:
+        return f"ip link set {self.name} address $(cat /sys/class/net/{self.name}/address)"
+
+    def fault(self, world: World) -> str:
+        kept = world[self.where].keeps_mac(self.name)
+        return "" if kept else f"the MAC address of {self.name} changes with its ports"
 
 
 class Veth(Object):
@@ -463,6 +487,7 @@ class Sysctl(Object):
     """A sysctl (name with slashes). An optional one may be missing or read-only, and may be changed by others.
 
     before: the value its removal puts back; None where there is none to put back.
+    remark: what is said on stderr when it had to be set.
     """
 
     mendable = True
@@ -470,6 +495,7 @@ class Sysctl(Object):
     value: str
     optional: bool = False
     before: str | None = None
+    remark: str = ""
 
     def command(self) -> str:
         return f"sysctl -w {self.name}={self.value}"
@@ -486,6 +512,33 @@ class Sysctl(Object):
             value = world[self.where].sysctl(self.name)
         except OSError as e:
             return "" if self.optional else f"sysctl {self.name} cannot be read: {e.strerror}"
-        # The kernel separates numbers by tabs, people by blanks.
-        same = value.split() == self.value.split()
-        return "" if same else f"sysctl {self.name} is {value}, not {self.value}"
+        return "" if is_same(value, self.value) else f"sysctl {self.name} is {value}, not {self.value}"
+
+
+def is_same(one: str, other: str) -> bool:
+    """Tell whether two values of a sysctl are the same: the kernel separates numbers by tabs, people by blanks."""
+    return one.split() == other.split()
+
+
+def is_general(name: str) -> bool:
+    """Tell whether to set a sysctl sets others, of single links."""
+    return name == "net/ipv4/ip_forward" or "/conf/all/" in name
+
+
+class ForwardingV6(Sysctl):
+    """That the host forwards IPv6.
+
+    The kernel then forgets all routers that it was told of by advertisements, and listens to no more of these, but for
+    links with the accept_ra 2. So that is set before, where there are any.
+    """
+
+    def changes(self, world: World) -> Sequence[Change]:
+        host = world[self.where]
+        told = dict.fromkeys(route.oif for route in host.routes(AF_INET6) if route.protocol == RTPROT_RA)
+        settings = [self._listening(link.name) for link in map(host.link_at, told) if link]
+        return (*(Make(setting) for setting in settings if not setting.replace(value="1").fault(world)), Make(self))
+
+    def _listening(self, link: str) -> Sysctl:
+        why = "IPv6 is forwarded from now on, and its router, found by advertisements, would be forgotten"
+        remark = f"accept_ra of {link} is set to 2: {why}"
+        return Sysctl(self.where, f"net/ipv6/conf/{link}/accept_ra", "2", remark=remark)

@@ -108,10 +108,10 @@ def _ensure(what: Object, world: World) -> None:
         changes = what.changes(world)
         for change, refusal in zip(changes, world[what.where].change(changes), strict=False):
             # Somebody else may have made it since we looked.
-            if refusal and refusal.errno != EEXIST:
+            if refusal and (refusal.errno != EEXIST or not what.checked):
                 raise refused(change, refusal)
         _refuse_conflict(what, world)
-        fault = "" if _is_optional(what) else what.fault(world)
+        fault = "" if _is_optional(what) or not what.checked else what.fault(world)
     if fault:
         raise CniError(spec.KERNEL_REFUSED, f"{_command(Make(what))}: was done, and yet {fault}")
 
@@ -238,7 +238,7 @@ def _command(change: Change) -> str:
 
 def verify(plan: Iterable[Step], world: World) -> list[str]:
     """Return what the kernel does not have as the plan made it."""
-    wanted = (step.what for step in plan if not isinstance(step, Del))
+    wanted = (step.what for step in plan if step.what.checked and not isinstance(step, Del))
     faults = [what.fault(world) for what in wanted if not _is_optional(what)]
     return list(dict.fromkeys(fault for fault in faults if fault))
 

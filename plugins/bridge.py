@@ -28,6 +28,7 @@ first container of the network and shared by all. Without `ipam` the container g
 | ipMasqBackend | nftables | or iptables, by the reference's chains |
 | macspoofchk | false | the container can send from its own MAC address only |
 | mtu | kernel's | bytes, of the veth, and of a bridge that is created |
+| ipv6Autoconf | false | with isGateway: the interface's IPv6 configures itself, as the kernel does it, see below |
 | enabledad | false | IPv6 duplicate address detection, which takes up to 2 s |
 | disableContainerInterface | false | the container's end stays down; without ipam only |
 | ipam | none | `type` names the plugin that gives addresses |
@@ -39,6 +40,11 @@ knew the container that had the address before need not learn another MAC addres
 is asked for is announced by ARP and NDP, and should not begin with 0a:58. On DEL, if the container is still there to
 do it, the one that comes next is announced.
 
+With isGateway and addresses an interface has the IPv6 it is given and no other: without an address or route of IPv6,
+from IPAM or in prevResult, IPv6 is off there (disable_ipv6), so no link-local address opens it unseen; with one, router
+advertisements are not taken (accept_ra 0). `ipv6Autoconf` leaves both to the kernel, and without isGateway they are. A
+route of a family that the container has no address of is left out, unless it names its gateway.
+
 Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
 Result: the bridge, the veth's host end, the container's interface; addresses, routes and dns of IPAM, completed. An
@@ -47,19 +53,37 @@ address without gateway gets, with isGateway, the first of its subnet.
 DEL needs neither netns nor prevResult: the host end's name is made from network, container and interface, and its
 ifalias says so in words. The bridge, its address and forwarding stay, as others may use them.
 
+What others use of the host stays as it is: a bridge whose MAC address nobody has set is given the one it has, for it
+would change as containers come and go; and before IPv6 is forwarded, accept_ra becomes 2 on links with a router found
+by advertisements, which the kernel would forget, and stderr says so.
+
 Unlike the reference: a failed ADD leaves nothing of the container's behind; DEL of a container whose interface belongs
-to another attachment does not touch it; the bridge's MAC is fixed when it is created; IPAM's default route without
-gateway counts as one.
+to another attachment does not touch it; the bridge's MAC address stays; IPAM's default route without gateway counts as
+one; IPv6 that nobody configured is off.
 """
 
 from __future__ import annotations
 
 from cnikit import configure, spec
-from cnikit.address import format_ip, is_default, is_link_local, network, parse_cidr, plus
+from cnikit.address import format_ip, is_default, is_link_local, is_loopback, network, parse_cidr, plus
 from cnikit.errors import invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
 from cnikit.main import main
-from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Make, Port, Sysctl, Up, Veth
+from cnikit.objects import (
+    CONTAINER,
+    HOST,
+    Alias,
+    Bridge,
+    Carrier,
+    ForwardingV6,
+    Gateway,
+    KeptMac,
+    Make,
+    Port,
+    Sysctl,
+    Up,
+    Veth,
+)
 from cnikit.plan import Add, Ensure, Set, Step
 from cnikit.result import IP, Result, Route
 from cnikit.value import Value
@@ -90,6 +114,8 @@ class Conf(Value):
     promisc: bool
     isolated: bool
     dad: bool
+    autoconf: bool
+    v6_before: bool
     down: bool
     masquerade: str
     only_mac: bool
@@ -117,6 +143,8 @@ def parse(request: Request) -> Conf:
         promisc=config.boolean("promiscMode"),
         isolated=config.boolean("portIsolation"),
         dad=config.boolean("enabledad"),
+        autoconf=config.boolean("ipv6Autoconf"),
+        v6_before=request.verb == "ADD" and _has_v6(request.prev_result() or Result()),
         down=config.boolean("disableContainerInterface"),
         masquerade=_backend(config) if config.boolean("ipMasq") else "",
         only_mac=config.boolean("macspoofchk"),
@@ -133,6 +161,11 @@ def parse(request: Request) -> Conf:
     return conf
 
 
+def _has_v6(given: Result) -> bool:
+    """Tell whether there is an IPv6 address beside that of lo."""
+    return any(":" in ip.address and not is_loopback(parse_cidr(ip.address)[0]) for ip in given.ips)
+
+
 def _backend(config: Fields) -> str:
     backend = config.string("ipMasqBackend", default="nftables")
     if backend not in ("nftables", "iptables"):
@@ -143,7 +176,7 @@ def _backend(config: Fields) -> str:
 def settle(conf: Conf, leases: Result) -> Result:
     """Complete what IPAM gave: gateways the bridge is to have, the default routes by them, dns."""
     ips = tuple(_with_gateway(ip) if conf.gateway and not ip.gateway else ip for ip in leases.ips)
-    routes = list(leases.routes)
+    routes = list(configure.reachable(leases))
     for default, colon in (("0.0.0.0/0", False), ("::/0", True)):
         gateways = [ip.gateway for ip in ips if (":" in ip.address) == colon and ip.gateway]
         has_one = any(is_default(route.dst) and (":" in route.dst) == colon for route in routes)
@@ -174,6 +207,7 @@ def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
         Set(Port(HOST, ends.host_end, conf.hairpin, conf.isolated)),
         Set(Up(HOST, ends.host_end)),
         *_rules(conf, leases, ends, mac),
+        *_closed_to_v6(conf, leases, ends),
         *inside,
         *(() if conf.down else (Set(Carrier(HOST, ends.host_end)),)),
         *(_announcement(conf, ends, mac) if conf.mac not in ("", expected) or not _is_known(conf, addresses) else ()),
@@ -190,12 +224,21 @@ def _is_known(conf: Conf, addresses: list[bytes]) -> bool:
     return not addresses or (conf.gateway and len(set(families)) == len(families))
 
 
+def _closed_to_v6(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
+    """Return the step that keeps IPv6 from configuring itself on an interface of a routed network."""
+    if conf.autoconf or not (conf.gateway and leases.ips):
+        return ()
+    has_v6 = conf.v6_before or _has_v6(leases) or any(":" in route.dst for route in leases.routes)
+    setting, value = ("accept_ra", "0") if has_v6 else ("disable_ipv6", "1")
+    return (Set(Sysctl(CONTAINER, f"net/ipv6/conf/{ends.ifname}/{setting}", value, optional=True)),)
+
+
 def _announcement(conf: Conf, ends: Ends, mac: str) -> tuple[Step, ...]:
     """Return the step that tells neighbours the MAC address."""
-    from cnikit.settings import Announced, Mac
+    from cnikit.settings import Announced
 
     # Only one that was asked for is CHECK's to compare: the reference's containers have others.
-    return (Set((Mac if conf.mac else Announced)(CONTAINER, ends.ifname, mac)),)
+    return (Set(Announced(CONTAINER, ends.ifname, mac, asked_for=bool(conf.mac))),)
 
 
 def _rules(conf: Conf, leases: Result, ends: Ends, mac: str) -> list[Step]:
@@ -219,6 +262,7 @@ def _rules(conf: Conf, leases: Result, ends: Ends, mac: str) -> list[Step]:
 def _bridge(conf: Conf, leases: Result) -> list[Step]:
     steps: list[Step] = [
         Ensure(Bridge(HOST, conf.bridge, conf.mtu)),
+        Ensure(KeptMac(HOST, conf.bridge)),
         Ensure(Sysctl(HOST, f"net/ipv6/conf/{conf.bridge}/accept_ra", "0", optional=True)),
         Ensure(Up(HOST, conf.bridge)),
     ]
@@ -230,11 +274,14 @@ def _bridge(conf: Conf, leases: Result) -> list[Step]:
         gateways = tuple(f"{ip.gateway}/{ip.address.partition('/')[2]}" for ip in leases.ips)
         steps += [Ensure(Gateway(HOST, conf.bridge, gateway, conf.force, gateways)) for gateway in gateways]
         families = sorted({":" in ip.address for ip in leases.ips})
-        steps += [Ensure(Sysctl(HOST, _FORWARDING[v6], "1")) for v6 in families]
+        steps += [Ensure(_FORWARDING[v6]) for v6 in families]
     return steps
 
 
-_FORWARDING = {False: "net/ipv4/ip_forward", True: "net/ipv6/conf/all/forwarding"}
+_FORWARDING = {
+    False: Sysctl(HOST, "net/ipv4/ip_forward", "1"),
+    True: ForwardingV6(HOST, "net/ipv6/conf/all/forwarding", "1"),
+}
 
 
 def _without_addresses(conf: Conf, ends: Ends) -> tuple[Step, ...]:

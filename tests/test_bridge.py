@@ -70,6 +70,7 @@ def test_the_plan_of_a_dual_stack_container() -> None:
     leases = bridge.settle(conf, Result(ips=(IP(V4), IP(V6)), routes=(Route("10.0.0.0/8", table=0, priority=7),)))
     assert render(bridge.plan(conf, leases, ENDS), "/run/netns/a") == (
         "ip link add br1 mtu 1400 type bridge\n"
+        "ip link set br1 address $(cat /sys/class/net/br1/address)\n"
         "sysctl -w net/ipv6/conf/br1/accept_ra=0\n"
         "ip link set br1 up\n"
         "ip addr add 10.11.0.1/24 brd 10.11.0.255 dev br1\n"
@@ -81,6 +82,7 @@ def test_the_plan_of_a_dual_stack_container() -> None:
         "ip link set vethx alias cni:net1/c1/eth0\n"
         "bridge link set dev vethx hairpin on isolated off\n"
         "ip link set vethx up\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/accept_ra=0\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/lo/disable_ipv6=0\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/disable_ipv6=0\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=1\n"
@@ -100,6 +102,7 @@ def test_the_plan_of_a_dual_stack_container() -> None:
 def test_the_plan_without_addresses() -> None:
     assert render(bridge.plan(parsed(ipam={}, promiscMode=True, portIsolation=True), Result(), ENDS), "/n") == (
         "ip link add br1 type bridge\n"
+        "ip link set br1 address $(cat /sys/class/net/br1/address)\n"
         "sysctl -w net/ipv6/conf/br1/accept_ra=0\n"
         "ip link set br1 up\n"
         "ip link set br1 promisc on\n"
@@ -172,7 +175,7 @@ DEFAULTS = [
         IP(V4),
         (Route("::/0"),),
         IP(V4, "10.11.0.1"),
-        (Route("::/0"), Route("0.0.0.0/0", "10.11.0.1")),
+        (Route("0.0.0.0/0", "10.11.0.1"),),
         id="ipam-default-of-the-other-family-does-not",
     ),
 ]
@@ -431,7 +434,7 @@ def test_del_does_not_tell_neighbours_otherwise_of_what_they_know(
     assert host
     one, two = new_container(), new_container()
     call("ADD", config(ipam=static("10.11.0.2/24", "fd00:11::2/64")), one).result()
-    conf = config(ipam=static(address), isGateway=True)
+    conf = config(ipam=static(address), isGateway=True, ipv6Autoconf=True)
     added = second("ADD", two, conf).result()
     assert ping(one, bare(address))
     before = neighbour(one, address)

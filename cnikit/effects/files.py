@@ -10,12 +10,12 @@ OWN = posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
 _AT_ONCE = 1 << 16
 
 
-def read(path: str, flags: int = 0, most: int = 1 << 20) -> bytes:
+def read(path: str, flags: int = 0, most: int = 1 << 20, folder: int | None = None) -> bytes:
     """Return what is in a file, a mebibyte at most: hardly anything we read is as long. Raises OSError.
 
-    A FIFO that nobody writes to is empty.
+    A FIFO that nobody writes to is empty. folder: the descriptor of what a relative path is in.
     """
-    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | flags)
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | flags, dir_fd=folder)
     try:
         content = part = posix.read(fd, _AT_ONCE)
         # /proc gives a few kibibytes at a time, however many there are.
