@@ -13,7 +13,17 @@ from __future__ import annotations
 from _socket import AF_INET6
 
 from cnikit import spec
-from cnikit.address import family, format_cidr, is_default, is_link_local, last, network, parse_cidr, parse_ip
+from cnikit.address import (
+    broadcast,
+    family,
+    format_cidr,
+    format_ip,
+    is_default,
+    is_link_local,
+    network,
+    parse_cidr,
+    parse_ip,
+)
 from cnikit.errors import CniError
 from cnikit.netlink import devconf
 from cnikit.netlink.rtnetlink import (
@@ -344,17 +354,13 @@ class Address(Object):
 
     def command(self) -> str:
         packed, length = parse_cidr(self.cidr)
-        broadcast = f" brd {format_cidr(self.broadcast(), 0)[:-2]}" if self.broadcast() else ""
+        last = broadcast(packed, length)
+        brd = f" brd {format_ip(last)}" if last else ""
         nodad = " nodad" if len(packed) == 16 and not self.dad else ""
-        return f"ip addr add {format_cidr(packed, length)}{broadcast} dev {self.name}{nodad}"
+        return f"ip addr add {format_cidr(packed, length)}{brd} dev {self.name}{nodad}"
 
     def removal(self) -> str:
         return f"ip addr del {self.cidr} dev {self.name}"
-
-    def broadcast(self) -> bytes:
-        """Return the broadcast address, b"" where there is none."""
-        packed, length = parse_cidr(self.cidr)
-        return last(packed, length) if len(packed) == 4 and length < 31 else b""
 
     def fault(self, world: World) -> str:
         packed, length = parse_cidr(self.cidr)

@@ -48,7 +48,7 @@ route of a family that the container has no address of is left out, unless it na
 Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
 Result: the bridge, the veth's host end, the container's interface; addresses, routes and dns of IPAM, completed. An
-address without gateway gets, with isGateway, the first of its subnet.
+address without gateway gets, with isGateway, the first of its subnet; of a /31 or /127, the other one.
 
 DEL needs neither netns nor prevResult: the host end's name is made from network, container and interface, and its
 ifalias says so in words. The bridge, its address and forwarding stay, as others may use them.
@@ -65,7 +65,7 @@ one; IPv6 that nobody configured is off.
 from __future__ import annotations
 
 from cnikit import configure, spec
-from cnikit.address import format_ip, is_default, is_link_local, is_loopback, network, parse_cidr, plus
+from cnikit.address import format_ip, hosts, is_default, is_link_local, is_loopback, parse_cidr
 from cnikit.errors import invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
 from cnikit.main import main
@@ -187,9 +187,12 @@ def settle(conf: Conf, leases: Result) -> Result:
 
 def _with_gateway(ip: IP) -> IP:
     packed, length = parse_cidr(ip.address)
-    if length == len(packed) * 8:
+    first, end = hosts(packed, length)
+    if first == end:
         raise invalid_config("isGateway", f"{ip.address} leaves no address for a gateway")
-    return ip.replace(gateway=format_ip(plus(network(packed, length), 1)))
+    # Of two addresses the gateway has the other one.
+    of_two = length == len(packed) * 8 - 1
+    return ip.replace(gateway=format_ip(end if of_two and packed == first else first))
 
 
 def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:

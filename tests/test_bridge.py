@@ -181,6 +181,38 @@ DEFAULTS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("address", "gateway"),
+    [
+        ("10.1.0.7/24", "10.1.0.1"),
+        ("10.1.0.1/24", "10.1.0.1"),
+        ("10.1.0.6/30", "10.1.0.5"),
+        ("10.1.0.6/31", "10.1.0.7"),
+        ("10.1.0.7/31", "10.1.0.6"),
+        ("fd00::7/126", "fd00::5"),
+        ("fd00::6/127", "fd00::7"),
+        ("fd00::7/127", "fd00::6"),
+    ],
+)
+def test_the_gateway_of_every_kind_of_subnet(address: str, gateway: str) -> None:
+    """As with the reference, but of two addresses it is not the container's own."""
+    assert bridge.settle(parsed(isGateway=True), Result(ips=(IP(address),))).ips == (IP(address, gateway),)
+
+
+@pytest.mark.parametrize("address", ["10.1.0.7/32", "fd00::7/128"])
+def test_a_single_address_leaves_none_for_a_gateway(address: str) -> None:
+    with pytest.raises(CniError, match=f"isGateway: {address} leaves no address for a gateway"):
+        bridge.settle(parsed(isGateway=True), Result(ips=(IP(address),)))
+
+
+@pytest.mark.parametrize("addresses", [("10.11.0.6/31", "fd00::6/127"), ("10.11.0.7/31", "fd00::7/127")])
+def test_a_container_and_its_gateway_can_be_all_there_is(host: str, container: str, addresses: tuple[str, str]) -> None:
+    assert host
+    added = call("ADD", config(ipam=static(*addresses), isDefaultGateway=True), container).result()
+    assert [ping(container, one["gateway"]) for one in added["ips"]] == [True, True]
+    assert [ping(host, bare(one)) for one in addresses] == [True, True]
+
+
 @pytest.mark.parametrize(("keys", "leased", "routes", "completed", "routed"), DEFAULTS)
 def test_settle(
     keys: dict[str, Any], leased: IP, routes: tuple[Route, ...], completed: IP, routed: tuple[Route, ...]

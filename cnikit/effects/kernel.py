@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 
 from cnikit import spec
-from cnikit.address import parse_cidr, parse_mac
+from cnikit.address import broadcast, parse_cidr, parse_mac
 from cnikit.effects import files, limit, netns, notes, sysctl
 from cnikit.effects.mounted import mounted
 from cnikit.effects.netlink import NetlinkError, Socket
@@ -461,8 +461,8 @@ def _make_veth(kernel: Kernel, what: Veth) -> Message | None:
 
 
 def _make_address(kernel: Kernel, what: Address) -> Message | None:
-    index = kernel.index(what.name)
-    return rtnetlink.new_address(index, *parse_cidr(what.cidr), what.broadcast(), what.dad) if index else None
+    index, address = kernel.index(what.name), parse_cidr(what.cidr)
+    return rtnetlink.new_address(index, *address, broadcast(*address), what.dad) if index else None
 
 
 def _make_route(kernel: Kernel, what: Route) -> Message | None:
