@@ -18,8 +18,8 @@ from cnikit.address import (
     family,
     format_cidr,
     format_ip,
-    is_default,
     is_link_local,
+    is_loopback,
     network,
     parse_cidr,
     parse_ip,
@@ -356,8 +356,9 @@ class Address(Object):
         packed, length = parse_cidr(self.cidr)
         last = broadcast(packed, length)
         brd = f" brd {format_ip(last)}" if last else ""
+        scope = " scope global" if is_loopback(packed) else ""
         nodad = " nodad" if len(packed) == 16 and not self.dad else ""
-        return f"ip addr add {format_cidr(packed, length)}{brd} dev {self.name}{nodad}"
+        return f"ip addr add {format_cidr(packed, length)}{brd}{scope} dev {self.name}{nodad}"
 
     def removal(self) -> str:
         return f"ip addr del {self.cidr} dev {self.name}"
@@ -451,15 +452,17 @@ class Route(Object):
     scope: int = 0
 
     def command(self) -> str:
-        dst = "default" if is_default(self.dst) else self.dst
-        words = ["ip", "-6"] if ":" in self.dst else ["ip"]
-        words += ["route", "add", dst]
+        packed, length = parse_cidr(self.dst)
+        v6 = len(packed) == 16
+        # In front of any other to the same destination: "add" would refuse, and give another scope where none is named.
+        words = ["ip", *(["-6"] if v6 else []), "route", "prepend"]
+        words.append(format_cidr(network(packed, length), length) if length else "default")
         for word, value in (
             ("via", self.gw),
             ("dev", self.name),
             ("metric", self.priority),
             ("table", self.table if self.table != RT_TABLE_MAIN else 0),
-            ("scope", self.scope),
+            ("scope", self.scope or ("" if v6 or self.gw else "global")),
             ("mtu", self.mtu),
             ("advmss", self.advmss),
         ):
@@ -504,10 +507,14 @@ class Sysctl(Object):
     remark: str = ""
 
     def command(self) -> str:
-        return f"sysctl -w {self.name}={self.value}"
+        return self._setting(self.value)
 
     def removal(self) -> str:
-        return f"sysctl -w {self.name}={self.before}"
+        return self._setting(self.before or "")
+
+    def _setting(self, value: str) -> str:
+        quote = "'" if value.split() != [value] else ""
+        return f"sysctl -w {quote}{self.name}={value}{quote}"
 
     def message(self, removing: bool) -> Message | None:
         value = self.before if removing else self.value

@@ -92,9 +92,9 @@ def test_the_plan_of_a_dual_stack_container() -> None:
         "nsenter --net=/run/netns/a ip link set eth0 up\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv4/conf/eth0/arp_notify=1\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/ndisc_notify=1\n"
-        "nsenter --net=/run/netns/a ip route add 10.0.0.0/8 via 10.11.0.1 dev eth0 metric 7\n"
-        "nsenter --net=/run/netns/a ip route add default via 10.11.0.1 dev eth0\n"
-        "nsenter --net=/run/netns/a ip -6 route add default via fd00:11::1 dev eth0\n"
+        "nsenter --net=/run/netns/a ip route prepend 10.0.0.0/8 via 10.11.0.1 dev eth0 metric 7\n"
+        "nsenter --net=/run/netns/a ip route prepend default via 10.11.0.1 dev eth0\n"
+        "nsenter --net=/run/netns/a ip -6 route prepend default via fd00:11::1 dev eth0\n"
         "# wait until vethx has a carrier: ip -br link show vethx\n"
     )
 
@@ -688,7 +688,7 @@ FAILING = [
         _nothing,
         {"ipam": static(V4, routes=[{"dst": "10.9.0.0/16", "gw": "10.200.0.1"}])},
         100,
-        "ip route add 10.9.0.0/16 via 10.200.0.1 dev eth0: Network is unreachable",
+        "ip route prepend 10.9.0.0/16 via 10.200.0.1 dev eth0: Network is unreachable",
         id="kernel-refuses-a-route",
     ),
 ]

@@ -322,7 +322,7 @@ def test_render_gives_the_lines_an_engineer_would_type() -> None:
         "nsenter --net=/run/netns/a sysctl -w net/ipv4/conf/eth0/arp_notify=1\n"
         "nsenter --net=/run/netns/a ip addr add 10.1.0.2/24 brd 10.1.0.255 dev eth0\n"
         "nsenter --net=/run/netns/a ip link set eth0 up\n"
-        "nsenter --net=/run/netns/a ip route add default via 10.1.0.1 dev eth0\n"
+        "nsenter --net=/run/netns/a ip route prepend default via 10.1.0.1 dev eth0\n"
         "# wait until veth1 has a carrier: ip -br link show veth1\n"
         "ip link del veth1\n"
     )
