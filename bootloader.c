@@ -5,8 +5,11 @@
 
 #define _GNU_SOURCE
 #include <Python.h>
+#include <linux/mount.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static PyObject *
 enter_namespace(PyObject *Py_UNUSED(module), PyObject *arguments)
@@ -18,6 +21,24 @@ enter_namespace(PyObject *Py_UNUSED(module), PyObject *arguments)
     if (setns(fd, kind) != 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
+}
+
+static PyObject *
+mount_apart(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    const char *kind;
+    int fs, root = -1;
+
+    if (!PyArg_ParseTuple(arguments, "s:mount", &kind))
+        return NULL;
+    fs = syscall(SYS_fsopen, kind, FSOPEN_CLOEXEC);
+    if (fs >= 0 && syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+        root = syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+    if (root < 0)
+        PyErr_SetFromErrno(PyExc_OSError);
+    if (fs >= 0)
+        close(fs);
+    return root < 0 ? NULL : PyLong_FromLong(root);
 }
 
 static PyObject *
@@ -34,6 +55,7 @@ complete(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(arguments))
 
 static PyMethodDef functions[] = {
     {"complete", complete, METH_NOARGS, "Start the interpreter's other half (see boot.py). Raises ImportError."},
+    {"mount", mount_apart, METH_VARARGS, "mount(kind): see cnikit/effects/syscalls.py. Raises OSError."},
     {"setns", enter_namespace, METH_VARARGS, "setns(fd, kind): setns(2), os.setns of Python 3.12. Raises OSError."},
     {NULL, NULL, 0, NULL},
 };

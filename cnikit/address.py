@@ -59,9 +59,26 @@ def network(packed: bytes, length: int) -> bytes:
 
 
 def last(packed: bytes, length: int) -> bytes:
-    """Return the last address of that subnet, the broadcast address of IPv4."""
+    """Return the last address of that subnet."""
     host_bits = len(packed) * 8 - length
     return (int.from_bytes(packed, "big") | (1 << host_bits) - 1).to_bytes(len(packed), "big")
+
+
+def hosts(packed: bytes, length: int) -> tuple[bytes, bytes]:
+    """Return the first and the last address of that subnet that a host may have.
+
+    The subnet's own (to IPv6, that of any of its routers) and IPv4's broadcast address are no host's; but of two
+    addresses both are (RFC 3021, RFC 6164), and a single one is.
+    """
+    first, end = network(packed, length), last(packed, length)
+    if length >= len(packed) * 8 - 1:
+        return first, end
+    return plus(first, 1), plus(end, -1) if broadcast(packed, length) else end
+
+
+def broadcast(packed: bytes, length: int) -> bytes:
+    """Return the broadcast address of that subnet, b"" where there is none."""
+    return last(packed, length) if len(packed) == 4 and length < 31 else b""
 
 
 def plus(packed: bytes, count: int) -> bytes:

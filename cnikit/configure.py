@@ -51,7 +51,8 @@ def interface(ifname: str, leases: Result, dad: bool = False) -> tuple[Step, ...
     before = _ipv6(ifname, dad) if has_v6 else []
     addresses = [Set(Address(CONTAINER, ifname, ip.address, dad)) for ip in leases.ips]
     settled = [Set(Settled(CONTAINER, ifname))] if has_v6 and dad else []
-    routes = [Set(_route(ifname, route, leases)) for route in leases.routes]
+    # Two sources may give the very same one.
+    routes = [Set(route) for route in dict.fromkeys(_route(ifname, route, leases) for route in leases.routes)]
     return (
         *before,
         *addresses,
@@ -61,6 +62,12 @@ def interface(ifname: str, leases: Result, dad: bool = False) -> tuple[Step, ...
         *settled,
         *routes,
     )
+
+
+def reachable(leases: Result) -> tuple[result.Route, ...]:
+    """Return the routes but those of a family without address: by these nothing is reached, but for their gateway."""
+    families = {":" in ip.address for ip in leases.ips}
+    return tuple(route for route in leases.routes if route.gw or (":" in route.dst) in families)
 
 
 def notify(ifname: str, ipv6: bool) -> tuple[Sysctl, ...]:

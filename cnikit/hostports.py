@@ -19,7 +19,7 @@ from cnikit.netlink import nftables
 from cnikit.netlink.nftables import Chain, Element, Rule, Table, encoded
 from cnikit.objects import HOST, Make, Object
 from cnikit.plan import Add, Del, Ensure, Step
-from cnikit.ruleset import Member, Recent, Pair, member, owner, pair
+from cnikit.ruleset import Member, Pair, Recent, member, owner, pair
 from cnikit.value import Value
 
 TYPE_CHECKING = False

@@ -10,8 +10,20 @@
 
 from __future__ import annotations
 
+from _socket import AF_INET6
+
 from cnikit import spec
-from cnikit.address import family, format_cidr, is_default, is_link_local, last, network, parse_cidr, parse_ip
+from cnikit.address import (
+    broadcast,
+    family,
+    format_cidr,
+    format_ip,
+    is_link_local,
+    is_loopback,
+    network,
+    parse_cidr,
+    parse_ip,
+)
 from cnikit.errors import CniError
 from cnikit.netlink import devconf
 from cnikit.netlink.rtnetlink import (
@@ -20,6 +32,7 @@ from cnikit.netlink.rtnetlink import (
     IFA_F_TENTATIVE,
     IFF_UP,
     RT_TABLE_MAIN,
+    RTPROT_RA,
     BoundAddress,
     KernelRoute,
     Link,
@@ -61,6 +74,9 @@ if TYPE_CHECKING:
 
         def sysctl(self, name: str) -> str:
             """Return a sysctl's value; raise OSError when there is none."""
+
+        def keeps_mac(self, name: str) -> bool:
+            """Tell whether a link's MAC address has been set; not where that cannot be told."""
 
         def tables(self) -> Collection[tuple[str, str]]:
             """Return family and name of all nftables tables there are."""
@@ -162,7 +178,10 @@ class Object(Value):
         raise NotImplementedError
 
     def is_checked(self, world: World) -> bool:
-        """Tell whether CHECK asks for it. Not where an earlier build's attachment has none: repair makes it there."""
+        """Tell whether CHECK asks for it, and what makes it: an earlier build's attachment may have none.
+
+        repair makes it there.
+        """
         return True
 
     def conflict(self, world: World) -> CniError | None:
@@ -205,7 +224,7 @@ class Remove(Change):
 
 
 class Bridge(Object):
-    """A bridge; mtu (bytes) and MAC are only set when it is created."""
+    """A bridge; mtu (bytes) is only set when it is created."""
 
     mtu: int = 0
 
@@ -222,6 +241,23 @@ class Bridge(Object):
             return None
         kind = f"a {link.kind}" if link.kind else "a device of another kind"
         return CniError(spec.INVALID_CONFIG, f"bridge: {self.name} already exists and is no bridge but {kind}")
+
+
+class KeptMac(Object):
+    """A bridge's MAC address, set to what it is. One that nobody has set changes as ports come and go.
+
+    Not everywhere can it be seen whether somebody has; and what was attached before works all the same.
+    """
+
+    def command(self) -> str:
+        return f"ip link set {self.name} address $(cat /sys/class/net/{self.name}/address)"
+
+    def fault(self, world: World) -> str:
+        kept = world[self.where].keeps_mac(self.name)
+        return "" if kept else f"the MAC address of {self.name} changes with its ports"
+
+    def is_checked(self, world: World) -> bool:
+        return False
 
 
 class Veth(Object):
@@ -396,17 +432,14 @@ class Address(Object):
 
     def command(self) -> str:
         packed, length = parse_cidr(self.cidr)
-        broadcast = f" brd {format_cidr(self.broadcast(), 0)[:-2]}" if self.broadcast() else ""
+        last = broadcast(packed, length)
+        brd = f" brd {format_ip(last)}" if last else ""
+        scope = " scope global" if is_loopback(packed) else ""
         nodad = " nodad" if len(packed) == 16 and not self.dad else ""
-        return f"ip addr add {format_cidr(packed, length)}{broadcast} dev {self.name}{nodad}"
+        return f"ip addr add {format_cidr(packed, length)}{brd}{scope} dev {self.name}{nodad}"
 
     def removal(self) -> str:
         return f"ip addr del {self.cidr} dev {self.name}"
-
-    def broadcast(self) -> bytes:
-        """Return the broadcast address, b"" where there is none."""
-        packed, length = parse_cidr(self.cidr)
-        return last(packed, length) if len(packed) == 4 and length < 31 else b""
 
     def fault(self, world: World) -> str:
         packed, length = parse_cidr(self.cidr)
@@ -497,15 +530,17 @@ class Route(Object):
     scope: int = 0
 
     def command(self) -> str:
-        dst = "default" if is_default(self.dst) else self.dst
-        words = ["ip", "-6"] if ":" in self.dst else ["ip"]
-        words += ["route", "add", dst]
+        packed, length = parse_cidr(self.dst)
+        v6 = len(packed) == 16
+        # In front of any other to the same destination: "add" would refuse, and give another scope where none is named.
+        words = ["ip", *(["-6"] if v6 else []), "route", "prepend"]
+        words.append(format_cidr(network(packed, length), length) if length else "default")
         for word, value in (
             ("via", self.gw),
             ("dev", self.name),
             ("metric", self.priority),
             ("table", self.table if self.table != RT_TABLE_MAIN else 0),
-            ("scope", self.scope),
+            ("scope", self.scope or ("" if v6 or self.gw else "global")),
             ("mtu", self.mtu),
             ("advmss", self.advmss),
         ):
@@ -539,6 +574,7 @@ class Sysctl(Object):
     """A sysctl (name with slashes). An optional one may be missing or read-only, and may be changed by others.
 
     before: the value its removal puts back; None where there is none to put back.
+    remark: what is said on stderr when it had to be set.
     """
 
     mendable = True
@@ -546,12 +582,17 @@ class Sysctl(Object):
     value: str
     optional: bool = False
     before: str | None = None
+    remark: str = ""
 
     def command(self) -> str:
-        return f"sysctl -w {self.name}={self.value}"
+        return self._setting(self.value)
 
     def removal(self) -> str:
-        return f"sysctl -w {self.name}={self.before}"
+        return self._setting(self.before or "")
+
+    def _setting(self, value: str) -> str:
+        quote = "'" if value.split() != [value] else ""
+        return f"sysctl -w {quote}{self.name}={value}{quote}"
 
     def message(self, removing: bool) -> Message | None:
         value = self.before if removing else self.value
@@ -562,6 +603,33 @@ class Sysctl(Object):
             value = world[self.where].sysctl(self.name)
         except OSError as e:
             return "" if self.optional else f"sysctl {self.name} cannot be read: {e.strerror}"
-        # The kernel separates numbers by tabs, people by blanks.
-        same = value.split() == self.value.split()
-        return "" if same else f"sysctl {self.name} is {value}, not {self.value}"
+        return "" if is_same(value, self.value) else f"sysctl {self.name} is {value}, not {self.value}"
+
+
+def is_same(one: str, other: str) -> bool:
+    """Tell whether two values of a sysctl are the same: the kernel separates numbers by tabs, people by blanks."""
+    return one.split() == other.split()
+
+
+def is_general(name: str) -> bool:
+    """Tell whether to set a sysctl sets others, of single links."""
+    return name == "net/ipv4/ip_forward" or "/conf/all/" in name
+
+
+class ForwardingV6(Sysctl):
+    """That the host forwards IPv6.
+
+    The kernel then forgets all routers that it was told of by advertisements, and listens to no more of these, but for
+    links with the accept_ra 2. So that is set before, where there are any.
+    """
+
+    def changes(self, world: World) -> Sequence[Change]:
+        host = world[self.where]
+        told = dict.fromkeys(route.oif for route in host.routes(AF_INET6) if route.protocol == RTPROT_RA)
+        settings = [self._listening(link.name) for link in map(host.link_at, told) if link]
+        return (*(Make(setting) for setting in settings if not setting.replace(value="1").fault(world)), Make(self))
+
+    def _listening(self, link: str) -> Sysctl:
+        why = "IPv6 is forwarded from now on, and its router, found by advertisements, would be forgotten"
+        remark = f"accept_ra of {link} is set to 2: {why}"
+        return Sysctl(self.where, f"net/ipv6/conf/{link}/accept_ra", "2", remark=remark)

@@ -124,10 +124,10 @@ def _ensure(what: Object, world: World) -> None:
         changes = what.changes(world)
         for change, refusal in zip(changes, world[what.where].change(changes), strict=False):
             # Somebody else may have made it since we looked.
-            if refusal and refusal.errno != EEXIST:
+            if refusal and (refusal.errno != EEXIST or not what.is_checked(world)):
                 raise refused(change, refusal)
         _refuse_conflict(what, world)
-        fault = "" if _is_optional(what) else what.fault(world)
+        fault = "" if _is_optional(what) or not what.is_checked(world) else what.fault(world)
     if fault:
         raise CniError(spec.KERNEL_REFUSED, f"{_command(Make(what))}: was done, and yet {fault}")
 

@@ -7,7 +7,7 @@ gets one address of each set.
 from __future__ import annotations
 
 from cnikit import spec
-from cnikit.address import contains, format_cidr, format_ip, is_link_local, last, network, parse_cidr, parse_ip, plus
+from cnikit.address import contains, format_cidr, format_ip, hosts, is_link_local, network, parse_cidr, parse_ip
 from cnikit.errors import invalid_config
 from cnikit.value import Value
 
@@ -36,7 +36,7 @@ class Range(Value):
 
     def __str__(self) -> str:
         """Return "10.1.0.0/24", or "10.1.0.10-10.1.0.19" for a part of it."""
-        if (self.start, self.end) == _default_bounds(self.subnet, self.length):
+        if (self.start, self.end) == hosts(self.subnet, self.length):
             return format_cidr(self.subnet, self.length)
         return f"{format_ip(self.start)}-{format_ip(self.end)}"
 
@@ -95,18 +95,13 @@ def read(f: Fields) -> Range:
     if subnet != network(subnet, length):
         right = format_ip(network(subnet, length))
         raise f.invalid("subnet", f"{text} has host bits set, the network address is {right}")
-    start, end = _default_bounds(subnet, length)
+    start, end = hosts(subnet, length)
     start = _address(f, "rangeStart", subnet, length) or start
     end = _address(f, "rangeEnd", subnet, length) or end
     if start > end:
         raise f.invalid("rangeStart", f"{format_ip(start)} is behind the range's end {format_ip(end)}")
-    return Range(subnet, length, start, end, _address(f, "gateway", subnet, length) or plus(subnet, 1))
-
-
-def _default_bounds(subnet: bytes, length: int) -> tuple[bytes, bytes]:
-    """All but the network's own address and, in IPv4, the broadcast address."""
-    end = last(subnet, length)
-    return plus(subnet, 1), plus(end, -1) if len(end) == 4 else end
+    gateway = _address(f, "gateway", subnet, length) or hosts(subnet, length)[0]
+    return Range(subnet, length, start, end, gateway)
 
 
 def _address(f: Fields, key: str, subnet: bytes, length: int) -> bytes | None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from cnikit.netlink import rtnetlink
 from cnikit.netlink.rtnetlink import IFF_ALLMULTI, IFF_PROMISC
-from cnikit.objects import Object, is_grouped
+from cnikit.objects import Make, Object, is_grouped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from cnikit.netlink.codec import Message
     from cnikit.netlink.rtnetlink import Link
-    from cnikit.objects import World
+    from cnikit.objects import Change, World
 
 
 class Setting(Object):
@@ -39,6 +40,10 @@ class Setting(Object):
     def message(self, removing: bool) -> Message:
         """Return the message that sets the value, or puts the former one back."""
         return self.written(self.name, self.before if removing else self.value)
+
+    def changes(self, world: World) -> Sequence[Change]:
+        # Some devices refuse what they have, too.
+        return (Make(self),) if self.fault(world) else ()
 
     def command(self) -> str:
         return f"ip link set {self.name} {self.words(self.value)}"
@@ -73,10 +78,15 @@ class Mac(Setting):
 
 
 class Announced(Mac):
-    """The MAC address a link has, set again: the kernel tells neighbours. Nothing of that can be seen afterwards."""
+    """The MAC address a link has, set again: the kernel tells neighbours. CHECK compares it where it was asked for."""
+
+    asked_for: bool = False
+
+    def changes(self, world: World) -> Sequence[Change]:
+        return (Make(self),)
 
     def fault(self, world: World) -> str:
-        return ""
+        return super().fault(world) if self.asked_for else ""
 
 
 class Mtu(Setting):

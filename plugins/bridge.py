@@ -29,6 +29,7 @@ first container of the network and shared by all. Without `ipam` the container g
 | ipMasqExcept | none | a list of further subnets that ipMasq does not apply to, of either family |
 | macspoofchk | false | the container can send from its own MAC address only, and claim no neighbour's address |
 | mtu | kernel's | bytes, of the veth, and of a bridge that is created |
+| ipv6Autoconf | false | with isGateway: the interface's IPv6 configures itself, as the kernel does it, see below |
 | enabledad | false | IPv6 duplicate address detection, which takes up to 2 s |
 | disableContainerInterface | false | the container's end stays down; without ipam only |
 | ipam | none | `type` names the plugin that gives addresses |
@@ -48,27 +49,50 @@ With macspoofchk the bridge learns nothing from the container's port, and ARP an
 such container on the bridge, or the gateway's, are dropped (cnikit/macspoofchk.py). Addresses that none of them has,
 keepalived's say, may be claimed. A neighbour without macspoofchk is not protected, nor are the sources of IP packets.
 
+With isGateway and addresses an interface has the IPv6 it is given and no other: without an address or route of IPv6,
+from IPAM or in prevResult, IPv6 is off there (disable_ipv6), so no link-local address opens it unseen; with one, router
+advertisements are not taken (accept_ra 0). `ipv6Autoconf` leaves both to the kernel, and without isGateway they are. A
+route of a family that the container has no address of is left out, unless it names its gateway.
+
 Not served yet, and refused by name: vlan, vlanTrunk, preserveDefaultVlan.
 
 Result: the bridge, the veth's host end, the container's interface; addresses, routes and dns of IPAM, completed. An
-address without gateway gets, with isGateway, the first of its subnet.
+address without gateway gets, with isGateway, the first of its subnet; of a /31 or /127, the other one.
 
 DEL needs neither netns nor prevResult: the host end's name is made from network, container and interface, and its
 ifalias says so in words. The bridge, its address and forwarding stay, as others may use them.
 
+What others use of the host stays as it is: a bridge whose MAC address nobody has set is given the one it has, for it
+would change as containers come and go; and before IPv6 is forwarded, accept_ra becomes 2 on links with a router found
+by advertisements, which the kernel would forget, and stderr says so.
+
 Unlike the reference: a failed ADD leaves nothing of the container's behind; DEL of a container whose interface belongs
-to another attachment does not touch it; the bridge's MAC is fixed when it is created; IPAM's default route without
-gateway counts as one.
+to another attachment does not touch it; the bridge's MAC address stays; IPAM's default route without gateway counts as
+one; IPv6 that nobody configured is off.
 """
 
 from __future__ import annotations
 
 from cnikit import configure, result, spec
-from cnikit.address import format_ip, is_default, is_link_local, network, parse_cidr, plus
+from cnikit.address import format_ip, hosts, is_default, is_link_local, is_loopback, network, parse_cidr
 from cnikit.errors import CniError, invalid_config, unsupported
 from cnikit.flow import Ends, InterfaceKind, interface
 from cnikit.main import main
-from cnikit.objects import CONTAINER, HOST, Alias, Bridge, Carrier, Gateway, Make, Port, Sysctl, Up, Veth
+from cnikit.objects import (
+    CONTAINER,
+    HOST,
+    Alias,
+    Bridge,
+    Carrier,
+    ForwardingV6,
+    Gateway,
+    KeptMac,
+    Make,
+    Port,
+    Sysctl,
+    Up,
+    Veth,
+)
 from cnikit.plan import Add, Ensure, Set, Step
 from cnikit.result import IP, Result, Route
 from cnikit.value import Value
@@ -102,6 +126,8 @@ class Conf(Value):
     promisc: bool
     isolated: bool
     dad: bool
+    autoconf: bool
+    v6_before: bool
     down: bool
     masquerade: str
     excepted: tuple[tuple[bytes, int], ...]
@@ -130,6 +156,8 @@ def parse(request: Request) -> Conf:
         promisc=config.boolean("promiscMode"),
         isolated=config.boolean("portIsolation"),
         dad=config.boolean("enabledad"),
+        autoconf=config.boolean("ipv6Autoconf"),
+        v6_before=request.verb == "ADD" and _has_v6(request.prev_result() or Result()),
         down=config.boolean("disableContainerInterface"),
         masquerade=_backend(config) if config.boolean("ipMasq") else "",
         excepted=_excepted(config),
@@ -145,6 +173,11 @@ def parse(request: Request) -> Conf:
     if conf.hairpin and conf.promisc:
         raise config.invalid("promiscMode", "cannot be true together with hairpinMode")
     return conf
+
+
+def _has_v6(given: Result) -> bool:
+    """Tell whether there is an IPv6 address beside that of lo."""
+    return any(":" in ip.address and not is_loopback(parse_cidr(ip.address)[0]) for ip in given.ips)
 
 
 def _backend(config: Fields) -> str:
@@ -173,7 +206,7 @@ def _excepted(config: Fields) -> tuple[tuple[bytes, int], ...]:
 def settle(conf: Conf, leases: Result) -> Result:
     """Complete what IPAM gave: gateways the bridge is to have, the default routes by them, dns."""
     ips = tuple(_with_gateway(ip) if conf.gateway and not ip.gateway else ip for ip in leases.ips)
-    routes = list(leases.routes)
+    routes = list(configure.reachable(leases))
     for default, colon in (("0.0.0.0/0", False), ("::/0", True)):
         gateways = [ip.gateway for ip in ips if (":" in ip.address) == colon and ip.gateway]
         has_one = any(is_default(route.dst) and (":" in route.dst) == colon for route in routes)
@@ -184,9 +217,12 @@ def settle(conf: Conf, leases: Result) -> Result:
 
 def _with_gateway(ip: IP) -> IP:
     packed, length = parse_cidr(ip.address)
-    if length == len(packed) * 8:
+    first, end = hosts(packed, length)
+    if first == end:
         raise invalid_config("isGateway", f"{ip.address} leaves no address for a gateway")
-    return ip.replace(gateway=format_ip(plus(network(packed, length), 1)))
+    # Of two addresses the gateway has the other one.
+    of_two = length == len(packed) * 8 - 1
+    return ip.replace(gateway=format_ip(end if of_two and packed == first else first))
 
 
 def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
@@ -205,6 +241,7 @@ def plan(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
         *_guarded_port(conf, ends, mac),
         Set(Up(HOST, ends.host_end)),
         *_rules(conf, leases, ends, mac),
+        *_closed_to_v6(conf, leases, ends),
         *inside,
         *(() if conf.down else (Set(Carrier(HOST, ends.host_end)),)),
         *(_announcement(conf, ends, mac) if conf.mac not in ("", expected) or not _is_known(conf, addresses) else ()),
@@ -221,12 +258,21 @@ def _is_known(conf: Conf, addresses: list[bytes]) -> bool:
     return not addresses or (conf.gateway and len(set(families)) == len(families))
 
 
+def _closed_to_v6(conf: Conf, leases: Result, ends: Ends) -> tuple[Step, ...]:
+    """Return the step that keeps IPv6 from configuring itself on an interface of a routed network."""
+    if conf.autoconf or not (conf.gateway and leases.ips):
+        return ()
+    has_v6 = conf.v6_before or _has_v6(leases) or any(":" in route.dst for route in leases.routes)
+    setting, value = ("accept_ra", "0") if has_v6 else ("disable_ipv6", "1")
+    return (Set(Sysctl(CONTAINER, f"net/ipv6/conf/{ends.ifname}/{setting}", value, optional=True)),)
+
+
 def _announcement(conf: Conf, ends: Ends, mac: str) -> tuple[Step, ...]:
     """Return the step that tells neighbours the MAC address."""
-    from cnikit.settings import Announced, Mac
+    from cnikit.settings import Announced
 
     # Only one that was asked for is CHECK's to compare: the reference's containers have others.
-    return (Set((Mac if conf.mac else Announced)(CONTAINER, ends.ifname, mac)),)
+    return (Set(Announced(CONTAINER, ends.ifname, mac, asked_for=bool(conf.mac))),)
 
 
 def _guarded_port(conf: Conf, ends: Ends, mac: str) -> tuple[Step, ...]:
@@ -259,6 +305,7 @@ def _rules(conf: Conf, leases: Result, ends: Ends, mac: str) -> list[Step]:
 def _bridge(conf: Conf, leases: Result) -> list[Step]:
     steps: list[Step] = [
         Ensure(Bridge(HOST, conf.bridge, conf.mtu)),
+        Ensure(KeptMac(HOST, conf.bridge)),
         Ensure(Sysctl(HOST, f"net/ipv6/conf/{conf.bridge}/accept_ra", "0", optional=True)),
         Ensure(Up(HOST, conf.bridge)),
     ]
@@ -270,11 +317,14 @@ def _bridge(conf: Conf, leases: Result) -> list[Step]:
         gateways = tuple(f"{ip.gateway}/{ip.address.partition('/')[2]}" for ip in leases.ips)
         steps += [Ensure(Gateway(HOST, conf.bridge, gateway, conf.force, gateways)) for gateway in gateways]
         families = sorted({":" in ip.address for ip in leases.ips})
-        steps += [Ensure(Sysctl(HOST, _FORWARDING[v6], "1")) for v6 in families]
+        steps += [Ensure(_FORWARDING[v6]) for v6 in families]
     return steps
 
 
-_FORWARDING = {False: "net/ipv4/ip_forward", True: "net/ipv6/conf/all/forwarding"}
+_FORWARDING = {
+    False: Sysctl(HOST, "net/ipv4/ip_forward", "1"),
+    True: ForwardingV6(HOST, "net/ipv6/conf/all/forwarding", "1"),
+}
 
 
 def _without_addresses(conf: Conf, ends: Ends) -> tuple[Step, ...]:

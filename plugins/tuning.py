@@ -39,12 +39,12 @@ Result: prevResult, with the MAC address of CNI_IFNAME and, where it lists one o
 
 ADD first writes the values it finds to dataDir/CONTAINERID_IFNAME.json, as the reference does (cnikit/effects/backup.py
 describes the file, which each can read); a repeated ADD keeps those of the first. When it fails it takes back what it
-did. DEL puts all back and removes the file. What it cannot put back is an error once; the next DEL tries once more and
-then gives up, with a line on stderr. It needs dataDir and nothing else of the configuration, and nothing is amiss when
-namespace or interface are gone. Another interface that has come to have the name is not touched. A sysctl that cannot
-be read (some can only be written) is not put back. A file that another user may have written, by its owner and mode or
-those of a folder above it, is not followed, and ADD refuses to keep values there. CHECK compares everything configured.
-GC removes the files of this network's attachments that are gone.
+did. What has its value already is not written. DEL puts all back and removes the file. What it cannot put back is an
+error once; the next DEL tries once more and then gives up, with a line on stderr. It needs dataDir and nothing else of
+the configuration, and nothing is amiss when namespace or interface are gone. Another interface that has come to have
+the name is not touched. A sysctl that cannot be read (some can only be written) is not put back. A file that another
+user may have written, by its owner and mode or those of a folder above it, is not followed, and ADD refuses to keep
+values there. CHECK compares everything configured. GC removes the files of this network's attachments that are gone.
 
 Unlike the reference: sysctls are put back; DEL says what it could not put back, and leaves no file behind; promisc can
 be set to false; CHECK compares MAC addresses and sysctls by what they mean (case, blanks), and promisc only when it is
@@ -62,7 +62,7 @@ from cnikit.effects.sysctl import is_net
 from cnikit.errors import CniError, collected, invalid_config, invalid_environment
 from cnikit.fields import Fields, type_name
 from cnikit.main import main
-from cnikit.objects import CONTAINER, Sysctl
+from cnikit.objects import CONTAINER, Sysctl, is_general
 from cnikit.plan import Add, Del, Set, apply, remove
 from cnikit.plugin import Plugin
 from cnikit.result import Interface, Result
@@ -158,7 +158,7 @@ def _sysctls(request: Request) -> tuple[Wanted, ...]:
     found: dict[str, Wanted] = {}
     for fields, path in ((request.config, ("sysctl",)), (_overrides(request), ("args", "cni", "sysctl"))):
         found.update(_named(fields, path, request) if fields.has("sysctl") else {})
-    return tuple(sorted(found.values(), key=lambda wanted: not _is_general(wanted.name)))
+    return tuple(sorted(found.values(), key=lambda wanted: not is_general(wanted.name)))
 
 
 def _named(fields: Fields, path: tuple[str, ...], request: Request) -> dict[str, Wanted]:
@@ -191,11 +191,6 @@ def _wanted(key: str, value: Any, path: str, ifname: str) -> Wanted:
     if not value.replace("\t", " ").isprintable():
         raise invalid_config(path, f"{value!r} is no value of a sysctl")
     return Wanted(key, path, name.replace("IFNAME", ifname, 1), value)
-
-
-def _is_general(name: str) -> bool:
-    """Tell whether setting a sysctl sets others, of single interfaces."""
-    return name == "net/ipv4/ip_forward" or "/conf/all/" in name
 
 
 def _refuse_not_allowed(conf: Conf) -> None:
@@ -391,10 +386,11 @@ def _restore(kept: Backup, request: Request) -> list[CniError]:
         ifname = request.attachment.ifname
         link = world[CONTAINER].link(ifname)
         same = link is not None and kept.index in (0, link.index)
-        general_first = sorted(kept.sysctl, key=lambda name: not _is_general(name))
+        general_first = sorted(kept.sysctl, key=lambda name: not is_general(name))
         # What is not the interface's own is put back even when that is gone.
         sysctl = {name: kept.sysctl[name] for name in general_first if same or ifname not in name.split("/")}
-        settings = kept.link if same else {}
+        former = kept.link if same else {}
+        settings = {key: value for key, value in former.items() if link and SETTINGS[key].read(link) != value}
         was = plan(ifname, {}, settings, kept)[::-1] + plan(ifname, sysctl, {}, kept)
         return remove([Del(what) for what in was], world)
 

@@ -34,6 +34,7 @@ from cnikit.objects import (
     Change,
     Device,
     FdbEntry,
+    KeptMac,
     Object,
     Port,
     Refusal,
@@ -78,7 +79,9 @@ LINK_SYSCTLS = {
     "net/ipv6/conf/{}/disable_ipv6": "0",
     "net/ipv6/conf/{}/enhanced_dad": "1",
     "net/ipv6/conf/{}/keep_addr_on_down": "0",
+    "net/ipv6/conf/{}/ndisc_notify": "0",
 }
+NO_MAC = "00:00:00:00:00:00"
 BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
@@ -92,6 +95,7 @@ class FakeNamespace:
     def __init__(self, world: FakeWorld) -> None:
         self.world = world
         self.present = {"lo": Link(1, "lo", flags=IFF_UP, mac="00:00:00:00:00:00", mtu=65536)}
+        self.kept: set[int] = set()  # bridges whose MAC address somebody has set
         self.bound: dict[int, list[BoundAddress]] = {}
         self.routing: list[tuple[int, KernelRoute]] = []
         self.fdb: dict[tuple[int, str], str] = {}  # port by bridge and MAC address
@@ -125,6 +129,10 @@ class FakeNamespace:
         if name not in self.sysctls:
             raise FileNotFoundError(ENOENT, "No such file or directory")
         return self.sysctls[name]
+
+    def keeps_mac(self, name: str) -> bool:
+        link = self.link(name)
+        return link is not None and link.index in self.kept
 
     def way(self, address: bytes) -> str:
         links = [link for link in self.present.values() for a in self.bound.get(link.index, []) if _reaches(a, address)]
@@ -318,9 +326,17 @@ class FakeNamespace:
         mtu = what.mtu or 1500
         end = Link(here, what.name, "veth", self.world.next_mac(), mtu, master=master, learning=bool(master))
         self.add(end.replace(peer=there, peer_elsewhere=True))
+        self.follow(master)
         mac = what.mac or self.world.next_mac()
         inside.add(Link(there, what.peer, "veth", mac, mtu, peer=here, peer_elsewhere=True))
         return 0
+
+    def follow(self, index: int) -> None:
+        """Give a bridge its lowest port's MAC address, or none, if it has none of its own."""
+        bridge = self.link_at(index)
+        if bridge and index not in self.kept:
+            ports = [link.mac for link in self.present.values() if link.master == index]
+            self._set(bridge.replace(mac=min(ports, default=NO_MAC)))
 
     def _about_link(self, what: Object, link: Link | None) -> int:
         if link is None:
@@ -329,6 +345,9 @@ class FakeNamespace:
             self._set(link.replace(flags=link.flags | IFF_UP))
         elif isinstance(what, Setting):
             self._setting(what, what.value, link)
+        elif isinstance(what, KeptMac):
+            self.kept.add(link.index)
+            self._set(link.replace(mac=self.world.next_mac() if link.mac == NO_MAC else link.mac))
         elif isinstance(what, Alias):
             self._set(link.replace(alias=what.alias))
         elif isinstance(what, Port):
@@ -373,6 +392,7 @@ class FakeNamespace:
         else:
             fields = {Mac: "mac", Announced: "mac", Mtu: "mtu", QueueLength: "txqlen", Isolated: "isolated"}
             fields |= {Learning: "learning", Group: "group"}
+            self.kept |= {link.index} if isinstance(what, Mac) and link.kind == "bridge" else set()
             self._set(link.replace(**{fields[type(what)]: value}))
 
     def _address(self, what: Address, link: Link) -> int:
@@ -463,6 +483,8 @@ class FakeWorld:
                     del namespace.present[name]
                     namespace.bound.pop(other.index, None)
                     namespace.fdb = {key: port for key, port in namespace.fdb.items() if port != name}
+                    namespace.kept.discard(other.index)
+                    namespace.follow(other.master)
                     namespace.routing = [(af, r) for af, r in namespace.routing if r.oif != other.index]
                     for sysctl in LINK_SYSCTLS:
                         namespace.sysctls.pop(sysctl.format(name), None)
@@ -475,6 +497,7 @@ class FakeWorld:
 def _there(namespace: FakeNamespace) -> Iterator[tuple[str, object]]:
     names = {link.index: link.name for link in namespace.present.values()}
     yield from ((f"link {link.name}", link) for link in namespace.present.values())
+    yield from ((f"MAC address of {names[index]}", index) for index in namespace.kept)
     for index, bound in namespace.bound.items():
         yield from ((f"address {format_cidr(a.packed, a.length)} on {names[index]}", a) for a in bound)
     yield from ((f"fdb {mac}", port) for (_, mac), port in namespace.fdb.items())

@@ -224,3 +224,47 @@ def test_a_mac_address_is_one_of_the_three_notations_and_nothing_else(text: str)
         return
     pairs = mac.hex(":")
     assert text.lower() in (pairs, pairs.replace(":", "-"), mac.hex(".", 2))
+
+
+@given(SUBNETS)
+def test_the_hosts_of_a_subnet_are_those_of_ipaddress(subnet: tuple[bytes, int]) -> None:
+    packed, length = subnet
+    there = ipaddress.ip_network((packed, length), strict=False)
+    first, end = (ipaddress.ip_address(one) for one in address.hosts(packed, length))
+    if there.num_addresses <= 4096:
+        listed = [*there.hosts()]
+        assert (listed[0], listed[-1]) == (first, end)
+    if there.num_addresses > 2:
+        # An IPv4 subnet has a broadcast address, and every subnet an address of its own.
+        assert int(first) == int(there.network_address) + 1
+        assert int(end) == int(there.broadcast_address) - (there.version == 4)
+    else:
+        assert (first, end) == (there.network_address, there.broadcast_address)
+
+
+@pytest.mark.parametrize(
+    ("cidr", "first", "end", "broadcast"),
+    [
+        ("10.1.0.7/24", "10.1.0.1", "10.1.0.254", "10.1.0.255"),
+        ("10.1.0.7/30", "10.1.0.5", "10.1.0.6", "10.1.0.7"),
+        ("10.1.0.7/31", "10.1.0.6", "10.1.0.7", ""),
+        ("10.1.0.7/32", "10.1.0.7", "10.1.0.7", ""),
+        ("10.1.0.7/0", "0.0.0.1", "255.255.255.254", "255.255.255.255"),
+        ("fd00::7/64", "fd00::1", "fd00::ffff:ffff:ffff:ffff", ""),
+        ("fd00::7/126", "fd00::5", "fd00::7", ""),
+        ("fd00::7/127", "fd00::6", "fd00::7", ""),
+        ("fd00::7/128", "fd00::7", "fd00::7", ""),
+    ],
+)
+def test_hosts_and_broadcast_address_of_every_kind_of_subnet(cidr: str, first: str, end: str, broadcast: str) -> None:
+    subnet = address.parse_cidr(cidr)
+    assert tuple(map(address.format_ip, address.hosts(*subnet))) == (first, end)
+    assert address.broadcast(*subnet) == (address.parse_ip(broadcast) if broadcast else b"")
+
+
+@given(SUBNETS)
+def test_the_broadcast_address_is_no_hosts(subnet: tuple[bytes, int]) -> None:
+    first, end = address.hosts(*subnet)
+    packed = address.broadcast(*subnet)
+    assert first <= end
+    assert not packed or (packed == address.last(*subnet) and packed > end)

@@ -70,6 +70,7 @@ def test_the_plan_of_a_dual_stack_container() -> None:
     leases = bridge.settle(conf, Result(ips=(IP(V4), IP(V6)), routes=(Route("10.0.0.0/8", table=0, priority=7),)))
     assert render(bridge.plan(conf, leases, ENDS), "/run/netns/a") == (
         "ip link add br1 mtu 1400 type bridge\n"
+        "ip link set br1 address $(cat /sys/class/net/br1/address)\n"
         "sysctl -w net/ipv6/conf/br1/accept_ra=0\n"
         "ip link set br1 up\n"
         "ip addr add 10.11.0.1/24 brd 10.11.0.255 dev br1\n"
@@ -81,6 +82,7 @@ def test_the_plan_of_a_dual_stack_container() -> None:
         "ip link set vethx alias cni:net1/c1/eth0\n"
         "bridge link set dev vethx hairpin on isolated off\n"
         "ip link set vethx up\n"
+        "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/accept_ra=0\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/lo/disable_ipv6=0\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/disable_ipv6=0\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=1\n"
@@ -90,9 +92,9 @@ def test_the_plan_of_a_dual_stack_container() -> None:
         "nsenter --net=/run/netns/a ip link set eth0 up\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv4/conf/eth0/arp_notify=1\n"
         "nsenter --net=/run/netns/a sysctl -w net/ipv6/conf/eth0/ndisc_notify=1\n"
-        "nsenter --net=/run/netns/a ip route add 10.0.0.0/8 via 10.11.0.1 dev eth0 metric 7\n"
-        "nsenter --net=/run/netns/a ip route add default via 10.11.0.1 dev eth0\n"
-        "nsenter --net=/run/netns/a ip -6 route add default via fd00:11::1 dev eth0\n"
+        "nsenter --net=/run/netns/a ip route prepend 10.0.0.0/8 via 10.11.0.1 dev eth0 metric 7\n"
+        "nsenter --net=/run/netns/a ip route prepend default via 10.11.0.1 dev eth0\n"
+        "nsenter --net=/run/netns/a ip -6 route prepend default via fd00:11::1 dev eth0\n"
         "# wait until vethx has a carrier: ip -br link show vethx\n"
     )
 
@@ -100,6 +102,7 @@ def test_the_plan_of_a_dual_stack_container() -> None:
 def test_the_plan_without_addresses() -> None:
     assert render(bridge.plan(parsed(ipam={}, promiscMode=True, portIsolation=True), Result(), ENDS), "/n") == (
         "ip link add br1 type bridge\n"
+        "ip link set br1 address $(cat /sys/class/net/br1/address)\n"
         "sysctl -w net/ipv6/conf/br1/accept_ra=0\n"
         "ip link set br1 up\n"
         "ip link set br1 promisc on\n"
@@ -172,10 +175,42 @@ DEFAULTS = [
         IP(V4),
         (Route("::/0"),),
         IP(V4, "10.11.0.1"),
-        (Route("::/0"), Route("0.0.0.0/0", "10.11.0.1")),
+        (Route("0.0.0.0/0", "10.11.0.1"),),
         id="ipam-default-of-the-other-family-does-not",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("address", "gateway"),
+    [
+        ("10.1.0.7/24", "10.1.0.1"),
+        ("10.1.0.1/24", "10.1.0.1"),
+        ("10.1.0.6/30", "10.1.0.5"),
+        ("10.1.0.6/31", "10.1.0.7"),
+        ("10.1.0.7/31", "10.1.0.6"),
+        ("fd00::7/126", "fd00::5"),
+        ("fd00::6/127", "fd00::7"),
+        ("fd00::7/127", "fd00::6"),
+    ],
+)
+def test_the_gateway_of_every_kind_of_subnet(address: str, gateway: str) -> None:
+    """As with the reference, but of two addresses it is not the container's own."""
+    assert bridge.settle(parsed(isGateway=True), Result(ips=(IP(address),))).ips == (IP(address, gateway),)
+
+
+@pytest.mark.parametrize("address", ["10.1.0.7/32", "fd00::7/128"])
+def test_a_single_address_leaves_none_for_a_gateway(address: str) -> None:
+    with pytest.raises(CniError, match=f"isGateway: {address} leaves no address for a gateway"):
+        bridge.settle(parsed(isGateway=True), Result(ips=(IP(address),)))
+
+
+@pytest.mark.parametrize("addresses", [("10.11.0.6/31", "fd00::6/127"), ("10.11.0.7/31", "fd00::7/127")])
+def test_a_container_and_its_gateway_can_be_all_there_is(host: str, container: str, addresses: tuple[str, str]) -> None:
+    assert host
+    added = call("ADD", config(ipam=static(*addresses), isDefaultGateway=True), container).result()
+    assert [ping(container, one["gateway"]) for one in added["ips"]] == [True, True]
+    assert [ping(host, bare(one)) for one in addresses] == [True, True]
 
 
 @pytest.mark.parametrize(("keys", "leased", "routes", "completed", "routed"), DEFAULTS)
@@ -451,7 +486,7 @@ def test_del_does_not_tell_neighbours_otherwise_of_what_they_know(
     assert host
     one, two = new_container(), new_container()
     call("ADD", config(ipam=static("10.11.0.2/24", "fd00:11::2/64")), one).result()
-    conf = config(ipam=static(address), isGateway=True)
+    conf = config(ipam=static(address), isGateway=True, ipv6Autoconf=True)
     added = second("ADD", two, conf).result()
     assert ping(one, bare(address))
     before = neighbour(one, address)
@@ -701,7 +736,7 @@ FAILING = [
         _nothing,
         {"ipam": static(V4, routes=[{"dst": "10.9.0.0/16", "gw": "10.200.0.1"}])},
         100,
-        "ip route add 10.9.0.0/16 via 10.200.0.1 dev eth0: Network is unreachable",
+        "ip route prepend 10.9.0.0/16 via 10.200.0.1 dev eth0: Network is unreachable",
         id="kernel-refuses-a-route",
     ),
 ]

@@ -276,7 +276,7 @@ PORTS = (
 CONDITIONS = {"conditionsV4": ["ip", "saddr", "192.0.2.2"], "conditionsV6": ["ip6", "saddr", "2001:db8::2"]}
 
 # What is shared.
-BRIDGE = ("host link br1", "host sysctl net/ipv6/conf/br1/accept_ra")
+BRIDGE = ("host link br1", "host MAC address of br1", "host sysctl net/ipv6/conf/br1/accept_ra")
 GATEWAY = (*BRIDGE, "host address 10.11.0.1/24 on br1", "host sysctl net/ipv4/ip_forward")
 GATEWAYS = (*GATEWAY, "host address fd00:11::1/64 on br1", "host sysctl net/ipv6/conf/all/forwarding")
 MASQUERADE = "host rule inet cnikit_masquerade *"

@@ -38,6 +38,9 @@ ERRNOS = {
     "newfstatat": ("EIO",),
     "flock": ("ENOLCK",),
     "setns": ("EPERM", "ENOMEM"),
+    "fsopen": ("EPERM", "ENOSYS"),
+    "fsconfig": ("EPERM", "ENOMEM"),
+    "fsmount": ("EPERM", "EMFILE"),
     "ioctl": ("ENOMEM",),
 }
 RUN = Path("/run")
@@ -79,7 +82,7 @@ def is_interpreters(path: str) -> bool:
 
 def is_no_fault(path: str, errno: str) -> bool:
     """Tell whether that is an answer that tuning knows: there are sysctls that can only be written."""
-    return "/proc/sys/" in path and "O_RDONLY" in path and errno in ("EACCES", "EIO")
+    return "sys/net/" in path and "O_RDONLY" in path and errno in ("EACCES", "EIO")
 
 
 class Site:

@@ -293,6 +293,8 @@ def test_sysctl(world: EITHER) -> None:
     [
         *("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"),
         *("net/ipv4/conf/eth0/arp_notify", "net/ipv4/conf/eth0/route_localnet", "net/ipv6/conf/eth0/accept_ra"),
+        *("net/ipv6/conf/eth0/disable_ipv6", "net/ipv6/conf/eth0/accept_dad", "net/ipv6/conf/eth0/ndisc_notify"),
+        *("net/ipv6/conf/eth0/keep_addr_on_down", "net/ipv6/conf/eth0/enhanced_dad"),
     ],
 )
 def test_rtnetlink_tells_what_proc_does(host: str, container: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:

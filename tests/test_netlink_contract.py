@@ -134,12 +134,12 @@ SAID: dict[str, tuple[Message, Any, str, set[str], dict[str, Any], list[tuple[st
     "get_link by index": (rtnetlink.get_link(index=7), ifinfmsg, "RTM_GETLINK", ACK, {"index": 7}, [NO_STATS]),
     "dump_links": (rtnetlink.dump_links(), ifinfmsg, "RTM_GETLINK", DUMP, {}, [NO_STATS]),
     "new_bridge": (
-        rtnetlink.new_bridge("cni0", MAC), ifinfmsg, "RTM_NEWLINK", CREATE, {},
-        [("IFLA_IFNAME", "cni0"), MAC_READ, BRIDGE_READ],
+        rtnetlink.new_bridge("cni0"), ifinfmsg, "RTM_NEWLINK", CREATE, {},
+        [("IFLA_IFNAME", "cni0"), BRIDGE_READ],
     ),
     "new_bridge with an MTU": (
-        rtnetlink.new_bridge("cni0", MAC, 1400), ifinfmsg, "RTM_NEWLINK", CREATE, {},
-        [("IFLA_IFNAME", "cni0"), MAC_READ, ("IFLA_MTU", 1400), BRIDGE_READ],
+        rtnetlink.new_bridge("cni0", 1400), ifinfmsg, "RTM_NEWLINK", CREATE, {},
+        [("IFLA_IFNAME", "cni0"), ("IFLA_MTU", 1400), BRIDGE_READ],
     ),
     "new_veth": (
         rtnetlink.new_veth("veth1", "eth0", 5, 3, 1400, MAC), ifinfmsg, "RTM_NEWLINK", CREATE, {},
@@ -451,20 +451,23 @@ def test_the_address_of_a_point_to_point_link_is_the_local_one() -> None:
     assert rtnetlink.bound_address(body) == BoundAddress(2, b"\x0a\x01\x00\x02", 32, 0)
 
 
-@given(V4 | V6, V4 | V6, st.integers(1, 128), INDICES, U32, U32, st.sampled_from([0, 200, 253, 254]))
+@given(
+    V4 | V6, V4 | V6, st.integers(1, 128), INDICES, U32, U32, st.sampled_from([0, 200, 253, 254]), st.integers(0, 255)
+)
 def test_reads_any_route_of_pyroute2(
-    dst: str, gw: str, length: int, oif: int, table: int, priority: int, scope: int
+    dst: str, gw: str, length: int, oif: int, table: int, priority: int, scope: int, proto: int
 ) -> None:
     af = AF_INET6 if ":" in dst else AF_INET
-    fields = {"family": af, "dst_len": length, "table": 254, "scope": scope}
+    fields = {"family": af, "dst_len": length, "table": 254, "scope": scope, "proto": proto}
     packed = socket.inet_pton(af, dst)
     plain = _encoded(rtmsg, fields, [("RTA_DST", dst), ("RTA_OIF", oif)])
-    assert rtnetlink.kernel_routes(plain) == (KernelRoute(packed, length, b"", oif, 254, 0, scope),)
+    assert rtnetlink.kernel_routes(plain) == (KernelRoute(packed, length, b"", oif, 254, 0, scope, proto),)
     if (":" in gw) is (":" in dst):
         attributes = [("RTA_DST", dst), ("RTA_OIF", oif), ("RTA_GATEWAY", gw), ("RTA_TABLE", table)]
         more = _encoded(rtmsg, fields, [*attributes, ("RTA_PRIORITY", priority)])
         packed_gw = socket.inet_pton(af, gw)
-        assert rtnetlink.kernel_routes(more) == (KernelRoute(packed, length, packed_gw, oif, table, priority, scope),)
+        route = KernelRoute(packed, length, packed_gw, oif, table, priority, scope, proto)
+        assert rtnetlink.kernel_routes(more) == (route,)
 
 
 @pytest.mark.parametrize("route", [V4_ROUTE, V6_ROUTE])
@@ -475,7 +478,7 @@ def test_reads_back_its_own_route(route: KernelRoute) -> None:
 
 def test_a_default_route_without_gateway_or_link_reads_as_nothing() -> None:
     body = _encoded(rtmsg, {"family": AF_INET, "dst_len": 0, "table": 254}, [])
-    assert rtnetlink.kernel_routes(body) == (KernelRoute(b"", 0, b"", 0, 254, 0, 0),)
+    assert rtnetlink.kernel_routes(body) == (KernelRoute(b"", 0, b"", 0, 254, 0, 0, 0),)
 
 
 # Framing

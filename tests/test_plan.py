@@ -17,6 +17,7 @@ from cnikit.objects import (
     Change,
     Device,
     Gateway,
+    KeptMac,
     Make,
     Object,
     Port,
@@ -35,6 +36,7 @@ FORWARD = Sysctl(HOST, "net/ipv4/ip_forward", "1")
 NOTIFY = Sysctl(CONTAINER, "net/ipv4/conf/eth0/arp_notify", "1", optional=True)
 PLAN: tuple[Step, ...] = (
     Ensure(Bridge(HOST, "cni0")),
+    Ensure(KeptMac(HOST, "cni0")),
     Ensure(Up(HOST, "cni0")),
     Ensure(Gateway(HOST, "cni0", "10.1.0.1/24")),
     Ensure(FORWARD),
@@ -53,7 +55,7 @@ UNSHARED = [step for step in PLAN if not isinstance(step, Ensure) and step.what 
 
 def test_a_plan_that_was_applied_is_verified() -> None:
     world = FakeWorld()
-    missing = {step.what.fault(world) for step in PLAN if step.what != NOTIFY}
+    missing = {step.what.fault(world) for step in PLAN if step.what.checked and step.what != NOTIFY}
     faults = verify(PLAN, world)
     assert (set(faults), len(faults)) == (missing, 10), (
         "all but the optional sysctl are missing at first, each told once"
@@ -64,9 +66,9 @@ def test_a_plan_that_was_applied_is_verified() -> None:
 
 def test_what_is_shared_is_made_once() -> None:
     world = FakeWorld()
-    apply(PLAN[:4], world)
+    apply(PLAN[:5], world)
     world.log.clear()
-    apply(PLAN[:4], world)
+    apply(PLAN[:5], world)
     assert world.log == []
 
 
@@ -96,7 +98,7 @@ def test_what_is_shared_is_made_again_when_it_is_taken_away(monkeypatch: pytest.
 @pytest.mark.parametrize("step", UNSHARED, ids=lambda step: type(step.what).__name__)
 def test_whatever_fails_what_was_added_is_undone(step: Step) -> None:
     world = FakeWorld()
-    apply(PLAN[:4], world)
+    apply(PLAN[:5], world)
     before = world.state()
     world.fail = {Make(step.what): 1}
     with pytest.raises(CniError, match="Operation not permitted") as raised:
@@ -106,7 +108,7 @@ def test_whatever_fails_what_was_added_is_undone(step: Step) -> None:
     assert world.state() == before
 
 
-@pytest.mark.parametrize("step", PLAN[:4], ids=lambda step: type(step.what).__name__)
+@pytest.mark.parametrize("step", PLAN[:5], ids=lambda step: type(step.what).__name__)
 def test_a_shared_object_that_cannot_be_made_fails_the_plan_before_anything_is_added(step: Step) -> None:
     world = FakeWorld()
     world.fail = dict.fromkeys(step.what.changes(world), 1)
@@ -131,14 +133,14 @@ def test_what_may_have_been_added_before_the_kernel_was_lost_is_undone(reached: 
         left = reached
 
         def failing(self, change: object) -> int:
-            if isinstance(change, Make) and change.what in [step.what for step in PLAN[4:]]:
+            if isinstance(change, Make) and change.what in [step.what for step in PLAN[5:]]:
                 self.left -= 1
                 if self.left < 0:
                     raise CniError(100, "netlink: No buffer space available")
             return 0
 
     world = Lost()
-    apply(PLAN[:4], world)
+    apply(PLAN[:5], world)
     before = world.state()
     with pytest.raises(CniError, match=r"^netlink: No buffer space available$"):
         apply(PLAN, world)
@@ -195,7 +197,7 @@ class Mute(FakeWorld):
 
 def test_what_was_done_without_an_answer_is_undone() -> None:
     world = Mute()
-    apply(PLAN[:4], world)
+    apply(PLAN[:5], world)
     before = world.state()
     with pytest.raises(CniError, match="No buffer space available"):
         apply(PLAN, world)
@@ -205,7 +207,7 @@ def test_what_was_done_without_an_answer_is_undone() -> None:
 
 def test_what_was_not_done_and_is_anothers_stays() -> None:
     world = Mute()
-    apply(PLAN[:4], world)
+    apply(PLAN[:5], world)
     others = VETH.replace(peer="eth9")
     assert world[HOST].change((Make(others),)) == [None]
     before = world.state()
@@ -309,6 +311,7 @@ def test_deleting_goes_on_past_a_fault_and_tells_it() -> None:
 def test_render_gives_the_lines_an_engineer_would_type() -> None:
     assert render((*PLAN, Del(Device(HOST, "veth1"))), "/run/netns/a") == (
         "ip link add cni0 type bridge\n"
+        "ip link set cni0 address $(cat /sys/class/net/cni0/address)\n"
         "ip link set cni0 up\n"
         "ip addr add 10.1.0.1/24 brd 10.1.0.255 dev cni0\n"
         "sysctl -w net/ipv4/ip_forward=1\n"
@@ -319,7 +322,7 @@ def test_render_gives_the_lines_an_engineer_would_type() -> None:
         "nsenter --net=/run/netns/a sysctl -w net/ipv4/conf/eth0/arp_notify=1\n"
         "nsenter --net=/run/netns/a ip addr add 10.1.0.2/24 brd 10.1.0.255 dev eth0\n"
         "nsenter --net=/run/netns/a ip link set eth0 up\n"
-        "nsenter --net=/run/netns/a ip route add default via 10.1.0.1 dev eth0\n"
+        "nsenter --net=/run/netns/a ip route prepend default via 10.1.0.1 dev eth0\n"
         "# wait until veth1 has a carrier: ip -br link show veth1\n"
         "ip link del veth1\n"
     )

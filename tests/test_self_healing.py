@@ -539,7 +539,7 @@ def churn(host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 message = rtnetlink.del_link(rtnetlink.link(found.body).index)
             else:
                 made.append("other")
-                message = rtnetlink.new_bridge("other", b"\2\0\0\0\0\1")
+                message = rtnetlink.new_bridge("other")
             assert [answer.errno for answer in other.exchange([message])] == [0]
         return whole(self)
 

@@ -662,8 +662,8 @@ def test_nothing_is_changed_when_the_file_cannot_be_written(
 ) -> None:
     real = posix.open
 
-    def no_new_file(path: str, flags: int, *rest: int) -> int:
-        return _full() if flags & posix.O_CREAT else real(path, flags, *rest)
+    def no_new_file(path: str, flags: int, *rest: int, **folder: Any) -> int:
+        return _full() if flags & posix.O_CREAT else real(path, flags, *rest, **folder)
 
     monkeypatch.setattr(posix, function, no_new_file if function == "open" else _full)
     assert call("ADD", config(folder, **EVERYTHING), "/n").error() == (

@@ -255,8 +255,8 @@ def test_gc_keeps_what_it_is_told_to_of_an_earlier_build(earlier: Earlier) -> No
     assert of_container("c2") == others
 
 
-# What attachments have since: who may claim an address, from where a source is believed, and where an address with ports
-# is found. CHECK does not ask for it.
+# What attachments have since: who may claim an address, from where a source is believed, where an address with ports is
+# found. CHECK does not ask for it.
 RECENT = re.compile(
     r"nft add .element (bridge cnikit_macspoofchk own|inet cnikit_firewall senders|inet cnikit_portmap masquerade)"
     r"|learning off|group|fdb"

@@ -33,20 +33,20 @@ def lines(path: str) -> Iterator[bytes]:
         posix.close(fd)
 
 
-def read(path: str, flags: int = 0, most: int = MOST) -> bytes:
+def read(path: str, flags: int = 0, most: int = MOST, folder: int | None = None) -> bytes:
     """Return what is in a file. Raises OSError, EFBIG for more than a mebibyte, or most: what we read is shorter.
 
-    A FIFO that nobody writes to is empty.
+    A FIFO that nobody writes to is empty. folder: the descriptor of what a relative path is in.
     """
-    content = beginning(path, flags, most)
+    content = beginning(path, flags, most, folder)
     if len(content) > most:
         raise OSError(EFBIG, posix.strerror(EFBIG), path)
     return content
 
 
-def beginning(path: str, flags: int = 0, most: int = MOST) -> bytes:
+def beginning(path: str, flags: int = 0, most: int = MOST, folder: int | None = None) -> bytes:
     """Return what is in a file, or, of one that is longer, more than most. Raises OSError."""
-    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | flags)
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | flags, dir_fd=folder)
     try:
         content = part = posix.read(fd, _AT_ONCE)
         # /proc gives a few kibibytes at a time, however many there are.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import posix
 
 from cnikit import spec
-from cnikit.address import parse_cidr, parse_mac
-from cnikit.effects import files, limit, netns, sysctl
+from cnikit.address import broadcast, parse_cidr, parse_mac
+from cnikit.effects import files, limit, netns, notes, sysctl
+from cnikit.effects.mounted import mounted
 from cnikit.effects.netlink import NetlinkError, Socket
 from cnikit.errors import CniError
 from cnikit.netlink import devconf, rtnetlink
@@ -23,6 +24,8 @@ from cnikit.objects import (
     Carrier,
     Device,
     FdbEntry,
+    KeptMac,
+    Make,
     Port,
     Refusal,
     Remove,
@@ -31,6 +34,8 @@ from cnikit.objects import (
     Sysctl,
     Up,
     Veth,
+    is_general,
+    is_same,
 )
 
 TYPE_CHECKING = False
@@ -46,6 +51,8 @@ if TYPE_CHECKING:
     from cnikit.netlink.rtnetlink import BoundAddress, KernelRoute, Link
     from cnikit.objects import Change, Object
     from cnikit.request import Request
+
+NET_ADDR_SET = b"3\n"  # linux/netdevice.h
 
 ENOENT, ESRCH, EEXIST, ENODEV, EADDRNOTAVAIL, ETIMEDOUT = 2, 3, 17, 19, 99, 110
 _MISSING = (ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL)
@@ -67,12 +74,19 @@ class Kernel:
         self._nftables: Nftables | NoNftables | None = None
         self._iptables: dict[str, Iptables] = {}
         self._links: dict[str, Link] = {}
+        self._settings: dict[str, dict[str, bytearray]] = {}  # by link and family, see devconf
         self._addresses: dict[str, list[BoundAddress]] = {}
 
     def _forget(self, what: Object) -> None:
         """Drop what was read of an object's link: it changes."""
+        if isinstance(what, KeptMac) and _has_mac(self._links.get(what.name)):
+            return
         setting = devconf.of_link(what.name) if isinstance(what, Sysctl) else None
+        if isinstance(what, Sysctl) and not setting:
+            self._links.clear()  # there are some that set others, of single links
+            self._settings.clear()
         name = setting[0] if setting else what.name
+        self._settings.pop(name, None)
         self._links.pop(name, None)
         self._addresses.pop(name, None)
 
@@ -155,8 +169,36 @@ class Kernel:
             answer = self._socket.exchange([devconf.get_forwarding(devconf.FORWARDING[name])])[0]
             return devconf.forwarding(answer.bodies[0]) if answer.bodies else ""
         place = devconf.of_link(name)
-        link = self.link(place[0]) if place else None
-        return devconf.value(link, *place[1:]) if place and link else ""
+        return devconf.value(self._settings_of(*place[:2]), *place[1:]) if place else ""
+
+    def _settings_of(self, name: str, ip: str) -> bytearray:
+        """Return the settings of a link."""
+        found = self._settings.setdefault(name, {})
+        if ip not in found:
+            link = self.link(name)
+            if link is None:
+                return bytearray()
+            found[ip] = devconf.settings(link, ip)
+        return found[ip]
+
+    def keeps_mac(self, name: str) -> bool:
+        """Tell whether somebody has set a link's MAC address; not where that cannot be told."""
+        link = self.link(name)
+        if link is None:
+            return False
+        folder = f"class/net/{name}"
+        try:
+            with netns.Inside(self._fd):
+                root, is_ours = mounted("sysfs")
+            try:
+                # A /sys that was there before may be another namespace's.
+                if not is_ours and files.read(f"{folder}/address", folder=root).strip() != link.mac.encode():
+                    return False
+                return files.read(f"{folder}/addr_assign_type", folder=root) == NET_ADDR_SET
+            finally:
+                posix.close(root)
+        except OSError:
+            return False
 
     def cookie(self) -> int:
         """Return the number that only this namespace has until the next boot, 0 before Linux 5.14, which has none."""
@@ -299,19 +341,22 @@ class Kernel:
         """Do these in order, netlink messages that stand together in one sendmsg."""
         outcomes: list[Refusal | None] = []
         waiting: list[tuple[Change, Message]] = []
-        for change in changes:
-            message = self._encode(change)
-            if message is None and waiting:
-                # It is no message, or it is about a link that one of the waiting messages makes.
-                outcomes += self._send(waiting)
-                waiting = []
-                if any(outcomes):
-                    return outcomes
+        with netns.Visit(self._fd) as visit:
+            for change in changes:
                 message = self._encode(change)
-            if message is None:
-                outcomes.append(self._do(change))
-            else:
-                waiting.append((change, message))
+                if message is None and waiting:
+                    # It is no message, or it is about a link that one of the waiting messages makes.
+                    outcomes += self._send(waiting)
+                    waiting = []
+                    if any(outcomes):
+                        return outcomes
+                    message = self._encode(change)
+                if message is None:
+                    outcomes.append(self._do(change, visit))
+                    if outcomes[-1]:
+                        return outcomes
+                else:
+                    waiting.append((change, message))
         return outcomes + self._send(waiting)
 
     def _encode(self, change: Change) -> Message | None:
@@ -331,29 +376,46 @@ class Kernel:
             for (change, _), answer in zip(waiting, answers, strict=True)
         ]
 
-    def _do(self, change: Change) -> Refusal | None:
+    def _do(self, change: Change, visit: netns.Visit) -> Refusal | None:
         """Do what is no message."""
         what = change.what
         if isinstance(what, Sysctl):
-            return self._write(what, change)
+            return self._write(what, change, visit)
         if isinstance(what, Carrier):
             return self._wait(what, CARRIER_PATIENCE)
         if isinstance(what, Settled):
             return self._wait(what, DAD_PATIENCE)
         return None if isinstance(change, Remove) else Refusal(ENODEV, "")
 
-    def _write(self, what: Sysctl, change: Change) -> Refusal | None:
+    def _write(self, what: Sysctl, change: Change, visit: netns.Visit) -> Refusal | None:
+        """Set a sysctl that has another value: what is right need not be writable."""
         value = what.before if isinstance(change, Remove) else what.value
-        if value is None:
+        # Nothing else is to be known of lo, so that its file is quicker.
+        told = "" if "/conf/lo/" in what.name else self._told(what.name)
+        if value is None or (told and is_same(told, value)):
             return None
-        self._forget(what)
+        visit.enter()
+        # What sets others is to do so, whatever its own value is.
+        if not told and not is_general(what.name) and _has(what.name, value):
+            return None
         try:
-            with netns.Inside(self._fd):
-                sysctl.write(what.name, value)
+            sysctl.write(what.name, value)
         except OSError as e:
             errno = e.errno or 0
-            return None if _forgiven(change, errno) else Refusal(errno, "")
+            return None if _forgiven(change, errno) or _has(what.name, value) else Refusal(errno, "")
+        self._wrote(what, value)
+        if what.remark and isinstance(change, Make):
+            notes.say(what.remark)
         return None
+
+    def _wrote(self, what: Sysctl, value: str) -> None:
+        """Remember a setting of a link: to ask for the link once more would take longer than to write."""
+        place = devconf.of_link(what.name)
+        settings = self._settings.get(place[0], {}).get(place[1]) if place else None
+        if place and settings and devconf.put(settings, *place[1:], value):
+            self._addresses.pop(place[0], None)  # IPv6 may be off now
+        else:
+            self._forget(what)
 
     def _wait(self, what: Carrier | Settled, patience: float) -> Refusal | None:
         fault = self._fault(what)
@@ -395,6 +457,19 @@ def _legacy(table: str) -> list[int]:
     return found
 
 
+def _has(name: str, value: str) -> bool:
+    """Tell whether a sysctl has a value, if that can be read."""
+    try:
+        return is_same(sysctl.read(name), value)
+    except OSError:
+        return False
+
+
+def _has_mac(link: Link | None) -> bool:
+    """Tell whether a link has a MAC address: a bridge that has lost its last port may have none left."""
+    return link is not None and bool(link.mac.strip("0:"))
+
+
 def _forgiven(change: Change, errno: int) -> bool:
     if isinstance(change.what, Sysctl) and change.what.optional:
         return True
@@ -404,10 +479,14 @@ def _forgiven(change: Change, errno: int) -> bool:
     return errno == EEXIST and isinstance(change.what, Route)
 
 
-def _make_bridge(kernel: Kernel, what: Bridge) -> Message:
-    # Locally administered, unicast. Left to itself a bridge takes its lowest port's, and changes as containers go.
+def _keep_mac(kernel: Kernel, what: KeptMac) -> Message | None:
+    link = kernel.link(what.name)
+    if link is None:
+        return None
+    # Locally administered, unicast.
     first, *rest = posix.urandom(6)
-    return rtnetlink.new_bridge(what.name, bytes((first & 0xFC | 0x02, *rest)), what.mtu)
+    mac = parse_mac(link.mac) if _has_mac(link) else bytes((first & 0xFC | 0x02, *rest))
+    return rtnetlink.set_mac(what.name, mac)
 
 
 def _make_veth(kernel: Kernel, what: Veth) -> Message | None:
@@ -424,8 +503,8 @@ def _make_fdb_entry(kernel: Kernel, what: FdbEntry) -> Message | None:
 
 
 def _make_address(kernel: Kernel, what: Address) -> Message | None:
-    index = kernel.index(what.name)
-    return rtnetlink.new_address(index, *parse_cidr(what.cidr), what.broadcast(), what.dad) if index else None
+    index, address = kernel.index(what.name), parse_cidr(what.cidr)
+    return rtnetlink.new_address(index, *address, broadcast(*address), what.dad) if index else None
 
 
 def _make_route(kernel: Kernel, what: Route) -> Message | None:
@@ -444,7 +523,8 @@ def _remove_address(kernel: Kernel, what: Address) -> Message | None:
 
 
 _MAKE: dict[type[Object], Callable[[Kernel, Any], Message | None]] = {
-    Bridge: _make_bridge,
+    Bridge: lambda _, what: rtnetlink.new_bridge(what.name, what.mtu),
+    KeptMac: _keep_mac,
     Veth: _make_veth,
     Alias: lambda _, what: rtnetlink.set_alias(what.name, what.alias),
     Port: lambda _, what: rtnetlink.set_port(what.name, what.hairpin, what.isolated),

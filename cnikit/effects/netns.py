@@ -121,6 +121,33 @@ class Inside:
                 posix.close(self._home)
 
 
+class Visit:
+    """Work in another namespace from the moment that it takes: `with Visit(fd) as visit: ... visit.enter()`."""
+
+    __slots__ = ("_begun", "_inside")
+
+    def __init__(self, fd: int | None) -> None:
+        self._inside = Inside(fd)
+        self._begun = False
+
+    def enter(self) -> None:
+        """Enter it, if that has not been done."""
+        if not self._begun:
+            self._inside.__enter__()
+            self._begun = True
+
+    def __enter__(self) -> Visit:
+        """Stay where one is."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Go back."""
+        if self._begun:
+            self._inside.__exit__(kind, value, trace)
+
+
 def _unreadable(e: OSError) -> CniError:
     return CniError(spec.IO_FAILURE, f"{OWN}: {e.strerror}", "the process's own namespace is needed to come back to")
 
@@ -129,7 +156,7 @@ def _enter(fd: int) -> None:
     try:
         from _bootloader import setns  # type: ignore[import-not-found]
     except ImportError:
-        from cnikit.effects.setns import setns
+        from cnikit.effects.syscalls import setns
 
     try:
         setns(fd, CLONE_NEWNET)

@@ -19,7 +19,9 @@ RTM_GETNETCONF = 82
 NETCONFA_IFINDEX, NETCONFA_FORWARDING = 1, 2
 NETCONFA_IFINDEX_ALL = -1
 IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
-IPV4_DEVCONF_ARP_NOTIFY, IPV4_DEVCONF_ROUTE_LOCALNET, DEVCONF_ACCEPT_RA = 22, 26, 3
+IPV4_DEVCONF_ARP_NOTIFY, IPV4_DEVCONF_ROUTE_LOCALNET = 22, 26
+DEVCONF_ACCEPT_RA, DEVCONF_DISABLE_IPV6, DEVCONF_ACCEPT_DAD, DEVCONF_NDISC_NOTIFY = 3, 26, 27, 29
+DEVCONF_KEEP_ADDR_ON_DOWN, DEVCONF_ENHANCED_DAD = 42, 46
 
 _INT = Struct("=i")
 _NETCONF = Struct("=Bxxx")  # netconfmsg: family, padded as attributes are
@@ -31,7 +33,16 @@ _OF_LINKS = {
     ("ipv4", "arp_notify"): IPV4_DEVCONF_ARP_NOTIFY,
     ("ipv4", "route_localnet"): IPV4_DEVCONF_ROUTE_LOCALNET,
     ("ipv6", "accept_ra"): DEVCONF_ACCEPT_RA,
+    ("ipv6", "disable_ipv6"): DEVCONF_DISABLE_IPV6,
+    ("ipv6", "accept_dad"): DEVCONF_ACCEPT_DAD,
+    ("ipv6", "ndisc_notify"): DEVCONF_NDISC_NOTIFY,
+    ("ipv6", "keep_addr_on_down"): DEVCONF_KEEP_ADDR_ON_DOWN,
+    ("ipv6", "enhanced_dad"): DEVCONF_ENHANCED_DAD,
 }
+
+
+# By the name of the sysctl: it is asked for several times on the way to a setting.
+_places: dict[str, tuple[str, str, int] | None] = {}
 
 
 def of_link(name: str) -> tuple[str, str, int] | None:
@@ -39,12 +50,18 @@ def of_link(name: str) -> tuple[str, str, int] | None:
 
     The number is the kernel's for setting it. IPv4's begin with 1, IPv6's with 0.
     """
+    if name not in _places:
+        _places[name] = _place(name)
+    return _places[name]
+
+
+def _place(name: str) -> tuple[str, str, int] | None:
     parts = name.split("/")
-    if len(parts) != 5 or parts[2] != "conf" or parts[3] in ("all", "default") or spec.ifname_fault(parts[3]):
+    if len(parts) != 5 or parts[2] != "conf" or parts[3] in ("all", "default"):
         return None
     _, ip, _, link, setting = parts
     known = _OF_LINKS.get((ip, setting))
-    return None if known is None else (link, ip, known)
+    return None if known is None or spec.ifname_fault(link) else (link, ip, known)
 
 
 def set_link(name: str, value: str) -> Message | None:
@@ -59,14 +76,29 @@ def set_link(name: str, value: str) -> Message | None:
     return Message(RTM_NEWLINK, NLM_F_ACK, named(place[0]) + settings)
 
 
-def value(link: Link, ip: str, setting: int) -> str:
-    """Return a link's setting, "" where the link has none: without IPv6, say."""
-    families = attributes(link.af_spec)
-    if ip == "ipv4":
-        settings, position = attributes(families.get(AF_INET, b"")).get(IFLA_INET_CONF, b""), setting - 1
-    else:
-        settings, position = attributes(families.get(AF_INET6, b"")).get(IFLA_INET6_CONF, b""), setting
-    return _decoded(settings[4 * position : 4 * position + 4])
+def settings(link: Link, ip: str) -> bytearray:
+    """Return a link's settings of a family ("ipv4"), four bytes each, none where it has none: without IPv6, say."""
+    family, kind = (AF_INET, IFLA_INET_CONF) if ip == "ipv4" else (AF_INET6, IFLA_INET6_CONF)
+    return bytearray(attributes(attributes(link.af_spec).get(family, b"")).get(kind, b""))
+
+
+def value(found: bytearray, ip: str, setting: int) -> str:
+    """Return one of them, "" where it is not among them."""
+    start = _start(ip, setting)
+    return _decoded(found[start : start + _INT.size])
+
+
+def put(found: bytearray, ip: str, setting: int, text: str) -> bool:
+    """Change one of them to what was written; tell whether that could be done."""
+    start = _start(ip, setting)
+    is_known = text.lstrip("-").isdecimal() and start + _INT.size <= len(found)
+    if is_known:
+        _INT.pack_into(found, start, int(text))
+    return is_known
+
+
+def _start(ip: str, setting: int) -> int:
+    return _INT.size * (setting - 1 if ip == "ipv4" else setting)
 
 
 def get_forwarding(af: int) -> Message:
@@ -81,5 +113,5 @@ def forwarding(body: bytes) -> str:
     return _decoded(attributes(body, _NETCONF.size).get(NETCONFA_FORWARDING, b""))
 
 
-def _decoded(data: bytes) -> str:
-    return str(header(_INT, data)[0]) if data else ""
+def _decoded(data: bytes | bytearray) -> str:
+    return str(header(_INT, bytes(data))[0]) if data else ""

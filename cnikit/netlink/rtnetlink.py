@@ -56,7 +56,7 @@ IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 8, 9, 15
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 RT_TABLE_MAIN = 254
-RTPROT_BOOT = 3
+RTPROT_BOOT, RTPROT_RA = 3, 9
 RT_SCOPE_UNIVERSE = 0
 RTN_UNICAST = 1
 
@@ -113,6 +113,7 @@ class KernelRoute(Value):
     table: int
     priority: int
     scope: int
+    protocol: int = RTPROT_BOOT
 
 
 def get_link(name: str = "", index: int = 0) -> Message:
@@ -126,9 +127,9 @@ def dump_links() -> Message:
     return Message(RTM_GETLINK, NLM_F_DUMP, _ifinfo(0) + u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS))
 
 
-def new_bridge(name: str, mac: bytes, mtu: int = 0) -> Message:
-    """Create a bridge. With a MAC of its own it does not change it as ports come and go."""
-    body = named(name) + attribute(IFLA_ADDRESS, mac) + _mtu(mtu)
+def new_bridge(name: str, mtu: int = 0) -> Message:
+    """Create a bridge."""
+    body = named(name) + _mtu(mtu)
     return _create(body + nested(IFLA_LINKINFO, string(IFLA_INFO_KIND, "bridge")))
 
 
@@ -294,7 +295,7 @@ def get_route(dst: bytes) -> Message:
 
 def kernel_routes(body: bytes) -> tuple[KernelRoute, ...]:
     """Decode an RTM_NEWROUTE; one with several next hops is that many routes."""
-    _, length, _, _, table, _, scope, _, _ = header(_RTMSG, body)
+    _, length, _, _, table, protocol, scope, _, _ = header(_RTMSG, body)
     got = attributes(body, _RTMSG.size)
     route = KernelRoute(
         dst=ip(got.get(RTA_DST, b"")),
@@ -304,6 +305,7 @@ def kernel_routes(body: bytes) -> tuple[KernelRoute, ...]:
         table=number(got[RTA_TABLE]) if RTA_TABLE in got else table,
         priority=number(got.get(RTA_PRIORITY, b"")),
         scope=scope,
+        protocol=protocol,
     )
     if RTA_MULTIPATH not in got:
         return (route,)
@@ -321,7 +323,7 @@ def _next_hops(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 def _route(route: KernelRoute, af: int) -> bytes:
     table = route.table if route.table < 256 else 0
-    body = _RTMSG.pack(af, route.length, 0, 0, table, RTPROT_BOOT, route.scope, RTN_UNICAST, 0)
+    body = _RTMSG.pack(af, route.length, 0, 0, table, route.protocol, route.scope, RTN_UNICAST, 0)
     body += attribute(RTA_DST, route.dst) if route.length else b""
     body += attribute(RTA_GATEWAY, route.gw) if route.gw else b""
     body += u32(RTA_PRIORITY, route.priority) if route.priority else b""
