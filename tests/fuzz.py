@@ -259,7 +259,7 @@ def _keys(of: Any) -> dict[str, Any]:
 
 
 # What host-local looks at to tell who is alive.
-EVIDENCE = re.compile(r"/proc(/sys/kernel/random/boot_id|/uptime|/\d+/mountinfo)?")
+EVIDENCE = re.compile(r"/proc(/sys/kernel/random/boot_id|/uptime|/(\d+|self)/mountinfo)?")
 
 # What a configuration may hold that nobody has thought of.
 LONG = "x" * 65536

@@ -419,8 +419,10 @@ def _only_a_mount(path: str) -> Iterator[None]:
     there = Path("/run/a place with\tblanks and \\134")
     there.touch()
     sh(f"mount --bind {path} {shlex.quote(str(there))} && ip netns del {os.path.basename(path)}")
-    yield
-    sh(f"umount {shlex.quote(str(there))}")
+    try:
+        yield
+    finally:
+        sh(f"umount {shlex.quote(str(there))}")
 
 
 def attach(networks: Path, container: str, path: str) -> subprocess.CompletedProcess[bytes]:

@@ -160,7 +160,8 @@ def namespaces(proc: str = "/proc") -> dict[int, str] | None:
     try:
         if posix.stat(f"{proc}/self/ns/pid").st_ino != FIRST_PID_NAMESPACE:
             return None
-        for pid in filter(str.isdecimal, files.listing(proc)):
+        # Ourselves first: by then other processes, whose mounts are mostly the same, may have ended.
+        for pid in ("self", *filter(str.isdecimal, files.listing(proc))):
             if pid == "1":
                 continue  # In no container; and it may have capabilities that keep us from looking.
             try:
