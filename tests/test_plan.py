@@ -55,7 +55,7 @@ UNSHARED = [step for step in PLAN if not isinstance(step, Ensure) and step.what 
 
 def test_a_plan_that_was_applied_is_verified() -> None:
     world = FakeWorld()
-    missing = {step.what.fault(world) for step in PLAN if step.what.checked and step.what != NOTIFY}
+    missing = {step.what.fault(world) for step in PLAN if step.what.is_checked(world) and step.what != NOTIFY}
     faults = verify(PLAN, world)
     assert (set(faults), len(faults)) == (missing, 10), (
         "all but the optional sysctl are missing at first, each told once"
