@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,11 @@ class Scene:
         with frames(self.attacker.netns, "eth0") as port:
             for frame in sent:
                 port.send(frame)
+
+    def learns(self, address: str) -> None:
+        """Have the third know the victim by an address, for long enough that it may learn something else."""
+        self.third.sh(f"ip neigh replace {address} lladdr {self.victim.mac} dev eth0 nud reachable")
+        time.sleep(0.05)  # what is changed in the same tick of the kernel's clock stays, locktime or not
 
     def believed(self, address: str) -> str:
         """Return the MAC address that the third knows an address by."""
@@ -307,7 +313,7 @@ def test_arp_claims_no_neighbours_address(scene: Scene, kind: str, tags: bytes) 
 @pytest.mark.parametrize("kind", ARP)
 def test_without_macspoofchk_neighbours_believe_it(unguarded: Scene, kind: str, tags: bytes) -> None:
     mac = unguarded.attacker.mac
-    unguarded.third.sh(f"ip neigh replace {unguarded.victim.v4} lladdr {unguarded.victim.mac} dev eth0 nud reachable")
+    unguarded.learns(unguarded.victim.v4)
     assert unguarded.arrives(unguarded.frame(arp(unguarded.victim.v4, mac, **ARP[kind]), 0x0806, tags))
     assert unguarded.believed(unguarded.victim.v4) == mac
 
@@ -346,9 +352,7 @@ def test_ndp_claims_no_neighbours_address(scene: Scene, chain: tuple[int, ...]) 
 def test_without_macspoofchk_neighbours_believe_ndp(unguarded: Scene, tags: bytes, chain: tuple[int, ...]) -> None:
     messages = claims(unguarded)
     for what in ("an advertisement", "a solicitation"):
-        unguarded.third.sh(
-            f"ip neigh replace {unguarded.victim.v6} lladdr {unguarded.victim.mac} dev eth0 nud reachable"
-        )
+        unguarded.learns(unguarded.victim.v6)
         assert unguarded.arrives(unguarded.frame(messages[what].packet(*chain), 0x86DD, tags))
         assert unguarded.believed(unguarded.victim.v6) == unguarded.attacker.mac, what
 
