@@ -124,7 +124,7 @@ def steps(tag: str, host_end: str, mac: str, ips: Sequence[IP], bridge: str, gat
     ours = str(group(bridge))
     made: list[Step] = [Ensure(Ruleset(HOST, TABLE.name, TABLE))]
     # They stay, as the bridge does.
-    made += [Ensure(_owned(host_end, ours, parse_ip(gateway), "the bridge's own address")) for gateway in gateways]
+    made += [Ensure(_owned(host_end, ours, parse_ip(gateway), "gateway")) for gateway in gateways]
     for packed in dict.fromkeys([*(parse_cidr(ip.address)[0] for ip in ips), link_local(parse_mac(mac))]):
         own = nftables.Element(f"own{4 if len(packed) == 4 else 6}", (host_end, _number(packed)), (), tag)
         made += [Add(_owned(host_end, ours, packed, tag)), Add(Recent(HOST, own.set, TABLE, own, host_end))]
