@@ -179,16 +179,18 @@ def signs(packed: bytes) -> tuple[tuple[str, str], ...]:
     return (address, address), (address, format_ip(bytes(len(packed))))
 
 
-class FlowsTo(Object):
-    """What connection tracking remembers of UDP flows that are led to a container; name is its address.
+class FlowsOf(Object):
+    """What connection tracking remembers of UDP flows that are led to a container, or began there; name is its address.
 
-    They are deleted whatever port they came by. As with StaleFlows, failing to is no failure.
+    By the latter, too, packets come to whoever has the address: where they are masqueraded, from all that the container
+    ever sent to, for as long as packets come. As with StaleFlows, failing to is no failure.
     """
 
     transaction = "conntrack"
 
     def removal(self) -> str:
-        return f"conntrack -D -f {'ipv6' if ':' in self.name else 'ipv4'} -p udp --reply-src {self.name}"
+        line = f"conntrack -D -f {'ipv6' if ':' in self.name else 'ipv4'} -p udp"
+        return f"{line} --reply-src {self.name}\n{line} --orig-src {self.name}"
 
 
 class StaleFlows(Object):

@@ -151,7 +151,7 @@ def _clear_rest(
     addresses = sorted({entry.address for entry in entries if entry.address})
     listings = (
         lambda: _conditional_rules(dead, world) if published else (),
-        lambda: [Del(hostports.FlowsTo(HOST, address)) for address in sorted(published)],
+        lambda: [Del(hostports.FlowsOf(HOST, address)) for address in addresses],
         lambda: _by_iptables(attachments, world),
         lambda: adopted.firewall_of([IP(_whole(address)) for address in addresses], world),
         lambda: _zone_sources(forwarded, world),

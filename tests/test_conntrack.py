@@ -122,7 +122,7 @@ def test_an_entry_of_pyroute2_is_read_and_deleted_by_what_names_it(
     (reply,) = codec.replies(data)
     flow = conntrack.flow(reply.body)
     assert (flow.family, flow.protocol, flow.port) == (family, protocol, ports[1])
-    assert flow.address == inet_pton(family, destination)
+    assert (flow.source, flow.address) == (inet_pton(family, source), inet_pton(family, destination))
 
     listed = nfct_msg(data)
     listed.decode()
@@ -131,7 +131,7 @@ def test_an_entry_of_pyroute2_is_read_and_deleted_by_what_names_it(
 
 
 def test_an_entry_without_ports_has_port_0() -> None:
-    assert conntrack.flow(b"\x02\0\0\0") == Flow(AF_INET, 0, b"", 0, b"", b"", b"", b"")
+    assert conntrack.flow(b"\x02\0\0\0") == Flow(AF_INET, 0, b"", b"", 0, b"", b"", b"", b"")
 
 
 def test_a_body_shorter_than_its_header_is_refused() -> None:

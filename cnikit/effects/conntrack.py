@@ -8,7 +8,7 @@ from cnikit.address import family, parse_ip
 from cnikit.effects import netns, sysctl
 from cnikit.effects.netlink import NETLINK_NETFILTER, Socket
 from cnikit.errors import CniError
-from cnikit.hostports import FlowsTo, StaleFlows
+from cnikit.hostports import FlowsOf, StaleFlows
 from cnikit.netlink import conntrack
 
 TYPE_CHECKING = False
@@ -39,19 +39,19 @@ def change(changes: Sequence[Change], fd: int | None) -> list[Refusal | None]:
 def _forget(flows: list[Object], entries: int) -> None:
     # Together, for the kernel looks through its table for each question.
     joined: dict[StaleFlows, list[int]] = {}
-    targets: dict[int, set[bytes]] = {}
+    containers: dict[int, set[bytes]] = {}
     for some in flows:
         if isinstance(some, StaleFlows):
             joined.setdefault(some.replace(ports=()), []).extend(some.ports)
-        elif isinstance(some, FlowsTo):
+        elif isinstance(some, FlowsOf):
             packed = parse_ip(some.name)
-            targets.setdefault(family(packed), set()).add(packed)
+            containers.setdefault(family(packed), set()).add(packed)
     tracking = Conntrack()
     try:
         for some, ports in joined.items():
             tracking.forget(some.replace(ports=tuple(ports)), entries)
-        for af, addresses in targets.items():
-            tracking.forget_targets(af, addresses)
+        for af, addresses in containers.items():
+            tracking.forget_containers(af, addresses)
     finally:
         tracking.close()
 
@@ -80,10 +80,10 @@ class Conntrack:
         ports = frozenset(flows.ports)
         self._delete(flow for flow in found if flow.port in ports and address in (b"", flow.address))
 
-    def forget_targets(self, af: int, addresses: Collection[bytes]) -> None:
-        """Delete the entries of flows that are led to one of these addresses, in the same way."""
+    def forget_containers(self, af: int, addresses: Collection[bytes]) -> None:
+        """Delete the entries of flows that are led to one of these addresses, or began there, in the same way."""
         found = map(conntrack.flow, self._socket.dump(conntrack.dump_udp(af)))
-        self._delete(flow for flow in found if flow.target in addresses)
+        self._delete(flow for flow in found if flow.target in addresses or flow.source in addresses)
 
     def _delete(self, flows: Iterable[Flow]) -> None:
         # Before Linux 5.8 other protocols are listed, too.

@@ -28,13 +28,14 @@ _GENMSG = Struct("!BBH")  # nfgenmsg: family, version, resource
 
 
 class Flow(Value):
-    """An entry: where its first packet was sent to, before any translation, and what names it to the kernel.
+    """An entry: where its first packet was sent from and to, before any translation, and what names it to the kernel.
 
     target: where its packets go after translation, which is where answers come from.
     """
 
     family: int
     protocol: int
+    source: bytes
     address: bytes
     port: int
     target: bytes
@@ -72,12 +73,14 @@ def flow(body: bytes) -> Flow:
     original = got.get(CTA_TUPLE_ORIG, b"")
     parts = attributes(original)
     protocol = attributes(parts.get(CTA_TUPLE_PROTO, b""))
+    first = attributes(parts.get(CTA_TUPLE_IP, b""))
     source, destination = _ENDS[family == AF_INET]
     reply = attributes(got.get(CTA_TUPLE_REPLY, b""))
     return Flow(
         family=family,
         protocol=int.from_bytes(protocol.get(CTA_PROTO_NUM, b""), "big"),
-        address=attributes(parts.get(CTA_TUPLE_IP, b"")).get(destination, b""),
+        source=first.get(source, b""),
+        address=first.get(destination, b""),
         port=int.from_bytes(protocol.get(CTA_PROTO_DST_PORT, b""), "big"),
         target=attributes(reply.get(CTA_TUPLE_IP, b"")).get(source, b""),
         original=original,
