@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from cnikit import hostports, leftovers
+from cnikit.effects import nftables
+from cnikit.effects.iptables import Iptables
 from cnikit.effects.kernel import World
 from cnikit.effects.netlink import Socket
 from cnikit.errors import CniError
@@ -122,7 +124,8 @@ def test_who_has_the_address_next_has_nothing_of_the_dead(
     two = Owner(new_container(), "two" if network == "another network" else "one", "next").add()
     assert two.said == ""
     assert "cni:" not in rules()
-    assert not {V4, V6} & {word.partition("/")[0] for word in rules().split()}
+    assert V4 not in rules()
+    assert V6 not in rules()
     for port in (80, 8080):
         with server(two.netns, "0.0.0.0", port) as web:
             assert unreached(web, outside, "192.0.2.1", 8080)
@@ -167,6 +170,61 @@ def test_answers_to_what_a_dead_container_sent_do_not_reach_the_next(
         with server(two.netns, "0.0.0.0", 5555, UDP) as stranger:
             peer.sendto(b"pong", flow)
             assert not arrived(stranger)
+
+
+@pytest.mark.parametrize(("network", "container"), [("n" * 50, "c" * 64), ("one", "c" * 110)])
+def test_chains_of_iptables_go_of_owners_whose_tags_have_hashes_in_them(
+    outside: str, new_container: Callable[[], str], network: str, container: str
+) -> None:
+    keys = {"bridge": "br-one", "ipMasq": True, "ipMasqBackend": "iptables"}
+    mapped = ports(mapping(8080, 80), backend="iptables")
+    one = Owner(new_container(), network, container, bridge=keys, portmap=mapped).add()
+    assert "cni:~" in rules() or "/~" in rules()
+    sh(f"ip netns del {Path(one.netns).name} && ip link del br-one")
+    two = Owner(new_container(), "two", "next").add()
+    assert V4 not in rules()
+    assert V6 not in rules()
+    with server(two.netns, "0.0.0.0", 80) as web:
+        assert unreached(web, outside, "192.0.2.1", 8080)
+
+
+def test_a_container_made_again_with_another_address_keeps_its_chains_of_iptables(
+    host: str, new_container: Callable[[], str]
+) -> None:
+    assert host
+    mapped = ports(mapping(8080, 80), backend="iptables")
+    Owner(new_container(), "one", "c", portmap=mapped).add().die()
+    again = Owner(new_container(), "one", "c", portmap=mapped)
+    again.plugins["bridge"] = {"ipam": {"type": "static", "addresses": [{"address": "10.41.0.3/24"}]}}
+    again.add()
+    Owner(new_container(), "one", "next").add()
+    assert again.call("CHECK", "portmap").succeeded()
+
+
+def test_a_living_owner_keeps_rules_that_do_not_say_whose_they_are(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    keys = {"firewall": {"backend": "iptables"}, "portmap": ports(mapping(8081, 80))}
+    living = Owner(new_container(), "zero", "c", **keys).add()
+    Owner(new_container(), "one", "dead", firewall={}, portmap=ports(mapping(8080, 80))).add().die()
+    Owner(new_container(), "one", "next").add()
+    assert "cni:one/dead" not in rules()
+    assert living.call("CHECK", "firewall").succeeded()
+
+
+@pytest.mark.parametrize("only_mac", [True, False])
+def test_a_container_made_again_may_send_from_its_new_mac_address_only(
+    host: str, new_container: Callable[[], str], only_mac: bool
+) -> None:
+    assert host
+    Owner(new_container(), "one", "c", bridge={"macspoofchk": True}).add().die()
+    addresses = [{"address": "10.41.0.3/24"}]
+    keys = {"macspoofchk": only_mac, "ipam": {"type": "static", "addresses": addresses}}
+    again = Owner(new_container(), "one", "c", bridge=keys).add()
+    allowed = sh("nft list set bridge cnikit_macspoofchk allowed")
+    assert "0a:58:0a:29:00:02" not in allowed, "which is by now a neighbour's"
+    assert ("0a:58:0a:29:00:03" in allowed) == only_mac
+    assert ("cni:one" in rules()) == only_mac
+    assert again.call("CHECK", "bridge").succeeded()
 
 
 def test_a_spare_port_of_the_dead_is_never_made_a_port(host: str, new_container: Callable[[], str]) -> None:
@@ -352,6 +410,32 @@ def test_what_cannot_be_cleared_away_fails_the_add(
     two = Owner(new_container(), "two", "next")
     assert two.call("ADD", "bridge").error() == (100, "nft delete element: Operation not permitted")
     assert ip(f"-n {Path(two.netns).name} link") == ip(f"-n {Path(two.netns).name} link show lo")
+
+
+def test_what_could_not_be_cleared_away_is_found_by_the_next_add(
+    host: str, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host
+    Owner(new_container(), "one", "dead", portmap=ports(mapping(8080, 80), backend="iptables")).add().die()
+    two = Owner(new_container(), "two", "next")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Iptables, "_restore", lambda *_: "Another app is currently holding the xtables lock")
+        assert two.call("ADD", "bridge").status == 1
+    two.add()
+    assert V4 not in rules()
+    assert V6 not in rules()
+
+
+def test_where_there_is_no_nfnetlink_nobody_has_left_anything(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases are reclaimed there, too."""
+    assert host
+
+    def missing() -> None:
+        raise CniError(100, "nfnetlink: Protocol not supported")
+
+    monkeypatch.setattr(nftables, "Nftables", missing)
+    with World() as world:
+        leftovers.clear_extinct([Attachment("one", "dead", "eth0")], world)
 
 
 def test_what_extinct_containers_left_is_found_by_their_tags(host: str, new_container: Callable[[], str]) -> None:
