@@ -15,6 +15,7 @@ from cnikit.effects.iptables import Iptables
 from cnikit.effects.kernel import World
 from cnikit.effects.netlink import Socket
 from cnikit.errors import CniError
+from cnikit.ipam import host_local
 from cnikit.netlink import codec
 from cnikit.netlink.nftables import NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE
 from cnikit.plugins import bridge, firewall, portmap
@@ -342,6 +343,40 @@ def test_what_the_plugin_before_has_made_stays(host: str, new_container: Callabl
     assert chained(owner, "portmap").result()
     assert chained(owner, "firewall", "CHECK").succeeded()
     assert chained(owner, "portmap", "CHECK").succeeded()
+
+
+def test_where_another_suites_plugin_asks_for_an_address_host_local_clears_away(
+    host: str, new_container: Callable[[], str], networks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no other plugin of ours in the list."""
+    assert host
+    monkeypatch.setattr(host_local, "_ALONE", True)
+    Owner(new_container(), "one", "dead", portmap=ports(mapping(8080, 80))).add().die()
+    ipam = {"type": "host-local", "dataDir": str(networks), "ranges": [[{"subnet": "10.41.0.0/24"}]]}
+    conf = {"cniVersion": "1.1.0", "name": "two", "type": "bridge", "ipam": ipam}
+    call = Call(host_local.PLUGIN, "ADD", conf, CNI_NETNS=new_container())
+    assert call.result()["ips"][0]["address"] == f"{V4}/24"
+    assert call.stderr == ""
+    assert V4 not in rules()
+    # Asked once more for an address it has, it leaves alone what the plugins behind have made since.
+    two = Owner(new_container(), "two", "c1", portmap=ports(mapping(8080, 80)))
+    chained(two, "portmap").result()
+    before = rules()
+    assert Call(host_local.PLUGIN, "ADD", conf, CNI_NETNS=new_container()).result()
+    assert rules() == before
+
+
+def test_an_address_is_released_when_what_was_left_under_it_cannot_be_cleared_away(
+    host: str, new_container: Callable[[], str], networks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host
+    monkeypatch.setattr(host_local, "_ALONE", True)
+    monkeypatch.setattr(leftovers, "remove", lambda *_: [CniError(100, "nft delete element: Operation not permitted")])
+    Owner(new_container(), "one", "dead", portmap=ports(mapping(8080, 80))).add().die()
+    ipam = {"type": "host-local", "dataDir": str(networks), "ranges": [[{"subnet": "10.41.0.0/24"}]]}
+    conf = {"cniVersion": "1.1.0", "name": "two", "type": "bridge", "ipam": ipam}
+    assert Call(host_local.PLUGIN, "ADD", conf, CNI_NETNS=new_container()).status == 1
+    assert not (networks / "two" / V4).exists()
 
 
 @pytest.mark.parametrize(("network", "stays"), [("one", False), ("two", True)])
