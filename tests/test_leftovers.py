@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from socket import AF_INET, IPPROTO_SCTP
 from typing import Any
 
 import pytest
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from cnikit import hostports, leftovers
 from cnikit.effects import nftables
@@ -153,6 +155,26 @@ def test_flows_to_a_dead_container_do_not_reach_the_next(outside: str, new_conta
             client.sendto(b"ping", ("192.0.2.1", 5353))
             with pytest.raises(TimeoutError):
                 stranger.recv(64)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_an_association_with_a_container_that_is_gone_is_forgotten(
+    host: str, new_container: Callable[[], str], dies: bool
+) -> None:
+    """In what the kernel remembers of one of SCTP another can begin, with whoever has the address."""
+    assert host
+    one = Owner(new_container(), "one", "c1", portmap=ports(mapping(8080, 80, "sctp"))).add()
+    there = NFCTAttrTuple(AF_INET, "192.0.2.2", "192.0.2.1", IPPROTO_SCTP, 4000, 8080)
+    back = NFCTAttrTuple(AF_INET, V4, "192.0.2.2", IPPROTO_SCTP, 80, 4000)
+    with NFCTSocket() as tracking:
+        tracking.entry("add", tuple_orig=there, tuple_reply=back, timeout=60)
+        if dies:
+            one.die()
+            Owner(new_container(), "two", "c2").add()
+        else:
+            one.delete()
+        left = [NFCTAttrTuple.from_netlink(AF_INET, entry.get_attr("CTA_TUPLE_REPLY")) for entry in tracking.dump()]
+    assert [flow.saddr for flow in left if flow.proto == IPPROTO_SCTP] == []
 
 
 def test_answers_to_what_a_dead_container_sent_do_not_reach_the_next(
@@ -490,6 +512,10 @@ def test_what_extinct_containers_left_is_found_by_their_tags(host: str, new_cont
 def test_flows_are_shown_as_what_deletes_them() -> None:
     shown = [hostports.FlowsOf("host", address).removal().split("\n") for address in (V4, V6)]
     assert shown == [
-        [f"conntrack -D -f {family} -p udp {end} {address}" for end in ("--reply-src", "--orig-src")]
+        [
+            f"conntrack -D -f {family} -p {protocol} {end} {address}"
+            for protocol in ("udp", "sctp")
+            for end in ("--reply-src", "--orig-src")
+        ]
         for family, address in (("ipv4", V4), ("ipv6", V6))
     ]

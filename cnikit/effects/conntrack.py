@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from _socket import IPPROTO_UDP
-
 from cnikit.address import family, parse_ip
 from cnikit.effects import netns, sysctl
 from cnikit.effects.netlink import NETLINK_NETFILTER, Socket
 from cnikit.errors import CniError
-from cnikit.hostports import FlowsOf, StaleFlows
+from cnikit.hostports import LEADING_ON, FlowsOf, StaleFlows
 from cnikit.netlink import conntrack
+from cnikit.netlink.nftables import PROTOCOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,17 +73,20 @@ class Conntrack:
         address = parse_ip(flows.address) if flows.address else b""
         apart = len(flows.ports) == 1 or entries > _ENTRIES_PER_DUMP * len(flows.ports)
         asked = flows.ports if apart else (0,)
-        found = [
-            conntrack.flow(body) for port in asked for body in self._socket.dump(conntrack.dump_udp(flows.family, port))
-        ]
+        found = [flow for port in asked for flow in self._flows(flows.family, PROTOCOLS[flows.name], port)]
         ports = frozenset(flows.ports)
         self._delete(flow for flow in found if flow.port in ports and address in (b"", flow.address))
 
     def forget_containers(self, af: int, addresses: Collection[bytes]) -> None:
         """Delete the entries of flows that are led to one of these addresses, or began there, in the same way."""
-        found = map(conntrack.flow, self._socket.dump(conntrack.dump_udp(af)))
+        found = [flow for name in LEADING_ON for flow in self._flows(af, PROTOCOLS[name])]
         self._delete(flow for flow in found if flow.target in addresses or flow.source in addresses)
 
-    def _delete(self, flows: Iterable[Flow]) -> None:
+    def _flows(self, af: int, protocol: int, port: int = 0) -> list[Flow]:
+        """Return the entries of a protocol first sent to a port, to any with 0."""
+        found = map(conntrack.flow, self._socket.dump(conntrack.dump(af, protocol, port)))
         # Before Linux 5.8 other protocols are listed, too.
-        self._socket.exchange([conntrack.delete(flow) for flow in flows if flow.protocol == IPPROTO_UDP])
+        return [flow for flow in found if flow.protocol == protocol]
+
+    def _delete(self, flows: Iterable[Flow]) -> None:
+        self._socket.exchange([conntrack.delete(flow) for flow in flows])
