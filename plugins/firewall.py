@@ -241,10 +241,13 @@ def _of_no_other(ips: Iterable[IP], request: Request, world: World) -> list[IP]:
     whose = ownership.outdated(request)
     if (TABLE.family, TABLE.name) not in world[HOST].tables():
         return list(ips)
-    sets = {ip: f"containers{6 if ':' in ip.address else 4}" for ip in ips}
-    keys = {ip: Element(name, (ip.address.partition("/")[0],)) for ip, name in sets.items()}
-    found = {ip: world[HOST].element(TABLE, key) for ip, key in keys.items()}
-    return [ip for ip, element in found.items() if element is None or all(map(whose, owners(element)))]
+    found: list[IP] = []
+    for ip in ips:
+        address, version = ip.address.partition("/")[0], 6 if ":" in ip.address else 4
+        element = world[HOST].element(TABLE, Element(f"containers{version}", (address,)))
+        if element is None or all(map(whose, owners(element))):
+            found.append(ip)
+    return found
 
 
 def _zone_sources(request: Request, addresses: Sequence[IP]) -> list[Step]:
