@@ -124,6 +124,23 @@ def _garbage(listed: Callable[..., Sequence[Step]], request: Request, world: Wor
         return []  # There is no iptables here.
 
 
+def named_by_iptables(world: World) -> list[Attachment]:
+    """Return the containers that masquerading and port mappings by iptables name, without interface."""
+    if not is_nat_there(world):
+        return []
+    from cnikit import iptables
+
+    return iptables.named(world)
+
+
+def is_nat_there(world: World) -> bool:
+    """Tell whether iptables has a table for masquerading and port mappings, as far as it can be told here."""
+    try:
+        return any(name == "nat" for _, name in world[HOST].tables()) or bool(world[HOST].legacy("nat"))
+    except CniError:
+        return False  # Where nfnetlink is missing, or refused, nothing has been made with it.
+
+
 def is_there(table: str, chain: str, world: World) -> bool:
     """Tell whether iptables has a chain, as far as it can be told here. Raises CniError where it should be."""
     return bool(those_there(table, (chain,), world))

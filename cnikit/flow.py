@@ -15,7 +15,7 @@ from __future__ import annotations
 from cnikit import ownership, result, spec
 from cnikit.address import is_loopback, parse_cidr
 from cnikit.effects import delegate
-from cnikit.effects.kernel import World, open_world
+from cnikit.effects.kernel import World, has_own_tables, open_world
 from cnikit.errors import CniError, collected, invalid_config
 from cnikit.objects import CONTAINER, HOST, Device
 from cnikit.plan import Del, Ensure, Step, apply, clear, mend, preflight, refuse_impossible, undo, verify
@@ -118,7 +118,7 @@ def _add(kind: InterfaceKind, request: Request) -> Result:
 
 def _clear_away(request: Request, leases: Result, world: World) -> None:
     """Have nothing lead to the addresses, or be keyed by them, that a dead owner left. Raises CniError."""
-    if leases.ips and any(name.startswith("cnikit_") for _, name in world[HOST].tables()):
+    if leases.ips and has_own_tables(world):
         from cnikit import leftovers
 
         leftovers.clear(request.attachment, leases.ips, world)

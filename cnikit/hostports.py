@@ -180,20 +180,28 @@ def signs(packed: bytes) -> tuple[tuple[str, str], ...]:
     return (address, address), (address, format_ip(bytes(len(packed))))
 
 
-class FlowsTo(Object):
-    """What connection tracking remembers of UDP flows that are led to a container; name is its address.
+# Protocols by whose old flows something new can begin: the kernel lets an SCTP association begin anew in one, and a TCP
+# connection not.
+LEADING_ON = ("udp", "sctp")
 
-    They are deleted whatever port they came by. As with StaleFlows, failing to is no failure.
+
+class FlowsOf(Object):
+    """What connection tracking remembers of flows that are led to a container, or began there; name is its address.
+
+    By the latter, too, packets come to whoever has the address: where they are masqueraded, from all that the container
+    ever sent to, for as long as packets come. As with StaleFlows, failing to is no failure.
     """
 
     transaction = "conntrack"
 
     def removal(self) -> str:
-        return f"conntrack -D -f {'ipv6' if ':' in self.name else 'ipv4'} -p udp --reply-src {self.name}"
+        line = f"conntrack -D -f {'ipv6' if ':' in self.name else 'ipv4'} -p"
+        ends = ("--reply-src", "--orig-src")
+        return "\n".join(f"{line} {protocol} {end} {self.name}" for protocol in LEADING_ON for end in ends)
 
 
 class StaleFlows(Object):
-    """What connection tracking remembers of flows to ports of the host; name is their protocol, "udp".
+    """What connection tracking remembers of flows to ports of the host; name is their protocol, of LEADING_ON.
 
     An entry leads its flow where the port led when the flow began, whatever the rules say since, for as long as packets
     come. So the entries are deleted, by making this and by removing it: those whose first packet was sent to one of the
@@ -221,12 +229,12 @@ class StaleFlows(Object):
 
 
 def stale_flows(element: Element) -> list[StaleFlows]:
-    """Return what conntrack may remember of UDP flows to a port from before it led here."""
-    if element.key[0] != "udp" or not element.data:
+    """Return what conntrack may remember of flows to a port from before it led here."""
+    if element.key[0] not in LEADING_ON or not element.data:
         return []
     low, high = (int.from_bytes(end, "big") for end in encoded("inet_service", element.key[-1]))
     address = element.key[1] if element.set.startswith("host_ports") else ""
-    return [StaleFlows(HOST, "udp", tuple(range(low, high + 1)), family(parse_ip(element.data[0])), address)]
+    return [StaleFlows(HOST, element.key[0], tuple(range(low, high + 1)), family(parse_ip(element.data[0])), address)]
 
 
 # Who holds a port

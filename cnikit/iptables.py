@@ -538,15 +538,27 @@ def port_mappings_garbage(network_name: str, keep: Container[str], world: World)
 
 
 def _listed(kind: str, network_name: str, world: World) -> list[str]:
-    """Return the containers that comments name, but for those whose name was cut off."""
-    start = f'--comment "{kind}name: \\"{network_name}\\" id: \\"'
-    found: dict[str, None] = {}
+    """Return the containers of a network that comments of a kind name."""
+    return [container for network, container in _owners(kind, world) if network == network_name]
+
+
+def named(world: World) -> list[Attachment]:
+    """Return the containers that comments name, with no interface's name: that is not in them."""
+    owners = dict.fromkeys(owner for kind in ("", "dnat ") for owner in _owners(kind, world))
+    return [Attachment(network_name, container, "") for network_name, container in owners]
+
+
+def _owners(kind: str, world: World) -> list[tuple[str, str]]:
+    """Return network and container that comments name, but for those whose name was cut off."""
+    start = f'--comment "{kind}name: \\"'
+    found: dict[tuple[str, str], None] = {}
     for version in PROGRAMS:
         for texts in world[HOST].chains(version, "nat").values():
             for text in texts:
-                container, end, _ = text.partition(start)[2].partition('\\"')
+                network_name, _, rest = text.partition(start)[2].partition('\\" id: \\"')
+                container, end, _ = rest.partition('\\"')
                 if end:
-                    found[container] = None
+                    found[network_name, container] = None
     return list(found)
 
 

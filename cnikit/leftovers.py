@@ -11,8 +11,9 @@ An owner is dead when no link has its tag, when its lease was reclaimed, or when
 to another; where another suite made the interface (UNLINKED) only the latter two tell. A living owner, of another
 network with the same range, keeps what it has and is named on stderr.
 
-Each table has a set whose keys begin with the containers' addresses, so to find that nothing is there takes one
-exchange of messages. All else is looked at only when something is.
+Each table has a set whose keys begin with the containers' addresses (for macspoofchk with host ends), so to find that
+nothing is there takes one exchange of messages. All else is looked at only when something is. What is found by these
+goes last: where something cannot be taken away the ADD fails, and the next one finds it again.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 TABLES = (masquerade.TABLE, hostports.TABLE, forwarding.TABLE, macspoofchk.TABLE)
 
+# Sets by which it is found that there is anything.
+_TELLING = ("sources", "containers", "masquerade", "guarded")
+
 
 class Entry(Value):
     """An element of one of the tables."""
@@ -58,11 +62,16 @@ class Entry(Value):
         """Return the container's address that it is keyed by, or leads to; "" for those of links."""
         if self.element.set.startswith("spares"):
             return self.element.key[3]
-        if self.table == macspoofchk.TABLE or self.element.set in ("confined", "within"):
-            return ""
         if self.element.set.startswith("senders"):
             return self.element.key[1]
+        if self.table == macspoofchk.TABLE or "ifname" in self.table.set(self.element.set).key:
+            return ""
         return self.element.data[0] if self.element.data else self.element.key[0]
+
+    @property
+    def tells(self) -> bool:
+        """Tell whether it is one by which others are found."""
+        return self.element.set.startswith(_TELLING)
 
 
 def clear(attachment: Attachment, ips: Iterable[IP], world: World, chained: bool = False) -> None:
@@ -72,20 +81,32 @@ def clear(attachment: Attachment, ips: Iterable[IP], world: World, chained: bool
     """
     mine, addresses = ownership.tag(attachment), [parse_cidr(ip.address)[0] for ip in ips]
     own = (mine, mine + UNLINKED) if chained else ()
-    found = world[HOST].held([sign for packed in addresses for sign in _signs(packed, world)])
+    signs = [sign for packed in addresses for sign in _signs(packed)] + ([] if chained else _guards(attachment))
+    found = world[HOST].held([(table, element) for table, element in signs if _is_there(table, world)])
     if all(element.comment in own and not element.also for element in found):
         return
     given = [format_ip(packed) for packed in addresses]
     with locks.Locked(hostports.LOCK):
-        entries = [entry for entry in _listed("cni:", world) if entry.address in given]
+        listed = _listed("cni:", world)
+        entries = [
+            entry
+            for entry in listed
+            if entry.address in given or (not entry.address and mine in ruleset.owners(entry.element))
+        ]
         others = {tag for entry in entries for tag in entry.tags if tag not in own}
-        dead = {tag for tag in others if not ruleset.is_alive_elsewhere(tag, mine, world)}
-        faults = _take(entries, dead, world)
-    of_dead = [entry for entry in entries if not dead.isdisjoint(entry.tags)]
-    faults += _clear_rest(of_dead, dead, world)
+        dead = {tag for tag in others if _is_dead(tag, mine, world)}
+        faults = _take([entry for entry in entries if not entry.tells], dead, world)
+    faults += _clear_rest(entries, dead, _without_interface(dead, world), world)
+    faults = faults or _take([entry for entry in entries if entry.tells], dead, world)
     if faults:
         raise collected(faults, f"clearing away what was left under {', '.join(given)}")
     _name_living(entries, others - dead)
+
+
+def _is_dead(tag: str, mine: str, world: World) -> bool:
+    """Tell whether an owner has the address no more. One with our own tag may be an ADD of the same that is quicker."""
+    whole = tag.removesuffix(UNLINKED)
+    return not (ruleset.is_alive(whole, world) if whole == mine else ruleset.is_alive_elsewhere(tag, mine, world))
 
 
 def clear_extinct(extinct: Collection[Attachment], world: World) -> None:
@@ -103,22 +124,26 @@ def clear_extinct(extinct: Collection[Attachment], world: World) -> None:
     with locks.Locked(hostports.LOCK):
         entries = list(dict.fromkeys(entry for prefix in prefixes for entry in _listed(prefix, world)))
         dead = {tag for entry in entries for tag in entry.tags if is_extinct(tag)}
-        faults = _take(entries, dead, world)
-    of_dead = [entry for entry in entries if not dead.isdisjoint(entry.tags)]
-    faults += _clear_rest(of_dead, dead, world, extinct)
+        faults = _take([entry for entry in entries if not entry.tells], dead, world)
+    faults += _clear_rest(entries, dead, extinct, world)
+    faults = faults or _take([entry for entry in entries if entry.tells], dead, world)
     if faults:
         raise collected(faults, "clearing away what extinct containers left")
 
 
-def _signs(packed: bytes, world: World) -> list[tuple[Table, Element]]:
-    """Return where an address is found if anything of it is there, of tables that are."""
+def _signs(packed: bytes) -> list[tuple[Table, Element]]:
+    """Return where an address is found if anything of it is there."""
     address, version = format_ip(packed), 4 if len(packed) == 4 else 6
-    signs = [
+    return [
         (masquerade.TABLE, Element(f"sources{version}", (address,))),
         (forwarding.TABLE, Element(f"containers{version}", (address,))),
         *((hostports.TABLE, Element(f"masquerade{version}", key)) for key in hostports.signs(packed)),
     ]
-    return [(table, element) for table, element in signs if _is_there(table, world)]
+
+
+def _guards(attachment: Attachment) -> list[tuple[Table, Element]]:
+    """Return where it is found to which MAC addresses an earlier ADD of the attachment held its host end."""
+    return [(macspoofchk.TABLE, Element("guarded", (name,))) for name in ownership.host_ends(attachment)]
 
 
 def _is_there(table: Table, world: World) -> bool:
@@ -139,23 +164,37 @@ def _take(entries: Sequence[Entry], dead: Collection[str], world: World) -> list
 
 
 def _clear_rest(
-    entries: Sequence[Entry], dead: Collection[str], world: World, extinct: Iterable[Attachment] = ()
+    entries: Sequence[Entry], dead: Collection[str], attachments: Iterable[Attachment], world: World
 ) -> list[CniError]:
-    """Take away what goes with entries of dead owners and is no element; return what went wrong."""
-    attachments = dict.fromkeys([*extinct, *filter(None, map(ownership.attachment, dead))])
-    if not attachments and not entries:
-        return []
-    published = {entry.address for entry in entries if entry.table == hostports.TABLE}
-    forwarded = {entry.address for entry in entries if entry.table == forwarding.TABLE and entry.address}
-    addresses = sorted({entry.address for entry in entries if entry.address})
+    """Take away what goes with entries of dead owners and is no element; return what went wrong.
+
+    attachments are those whose chains of iptables go.
+    """
+    of_dead = [entry for entry in entries if any(tag in dead for tag in entry.tags)]
+    shared = {entry.address for entry in entries if not all(tag in dead for tag in entry.tags)}
+    published = any(entry.table == hostports.TABLE for entry in of_dead)
+    forwarded = {entry.address for entry in of_dead if entry.table == forwarding.TABLE and entry.address}
+    addresses = sorted({entry.address for entry in of_dead if entry.address})
     listings = (
         lambda: _conditional_rules(dead, world) if published else (),
-        lambda: [Del(hostports.FlowsTo(HOST, address)) for address in sorted(published)],
         lambda: _by_iptables(attachments, world),
-        lambda: adopted.firewall_of([IP(_whole(address)) for address in addresses], world),
-        lambda: _zone_sources(forwarded, world),
+        # These do not say whose they are.
+        lambda: adopted.firewall_of([IP(_whole(address)) for address in addresses if address not in shared], world),
+        lambda: _zone_sources(forwarded - shared, world),
+        lambda: [Del(hostports.FlowsOf(HOST, address)) for address in addresses],
     )
     return clear_listed(listings, world)
+
+
+def _without_interface(dead: Collection[str], world: World) -> list[Attachment]:
+    """Return whose these tags are, but for those made again with another address, whose chains lead there now."""
+    gone = {tag.removesuffix(UNLINKED) for tag in dead if tag.endswith(UNLINKED) or not ruleset.is_alive(tag, world)}
+    known = {tag: ownership.attachment(tag) for tag in gone}
+    hashed = [tag for tag, one in known.items() if one is None]
+    # Their names are in the comments of the rules.
+    named = adopted.named_by_iptables(world) if hashed else ()
+    made = [one.replace(ifname=tag.rpartition("/")[2]) for tag in hashed for one in named]
+    return [*filter(None, known.values()), *(one for one in made if ownership.tag(one) in hashed)]
 
 
 def _conditional_rules(dead: Collection[str], world: World) -> list[Step]:
@@ -167,6 +206,8 @@ def _conditional_rules(dead: Collection[str], world: World) -> list[Step]:
 
 def _by_iptables(attachments: Iterable[Attachment], world: World) -> list[Step]:
     """Return the steps that take away the chains that the backend iptables has made for these."""
+    if not adopted.is_nat_there(world):
+        return []
     chains = {ownership.reference_chain(kind, one): one for one in attachments for kind in ("CNI-", "CNI-DN-")}
     left = dict.fromkeys(chains[name] for name in adopted.those_there("nat", chains, world))
     steps: list[Step] = []

@@ -100,7 +100,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = "/var/lib/cni/networks"
 
-# Run by another suite's plugin, whose links have no tags: then these are no evidence.
+# Run by another suite's plugin, whose links have no tags (then these are no evidence), and which clears nothing away.
 _ALONE = __name__ == "__main__"
 
 # A free address is looked for this far before the folder is listed.
@@ -324,6 +324,8 @@ def _lease(store: Store, request: Request, sets: tuple[RangeSet, ...], wanted: d
                 store.reserve(format_ip(address), holder, index, note)
                 new.append(format_ip(address))
             ips.append(_ip(address, range_set))
+        if _ALONE:
+            _take_over(request.attachment, [ip for ip in ips if ip.address.partition("/")[0] in new])
     except BaseException as e:
         try:
             store.release(holder, tuple(new))
@@ -332,6 +334,20 @@ def _lease(store: Store, request: Request, sets: tuple[RangeSet, ...], wanted: d
                 e.details = "; ".join(filter(None, (e.details, f"not undone: {left}")))
         raise
     return tuple(ips)
+
+
+def _take_over(attachment: Attachment, ips: list[IP]) -> None:
+    """Clear away what dead owners left under new addresses: no other plugin of ours may be called. Raises CniError.
+
+    Under an address that the attachment had before is what plugins after this one may have made for it.
+    """
+    from cnikit.effects.kernel import World, has_own_tables
+
+    with World() as world:
+        if ips and has_own_tables(world):
+            from cnikit import leftovers
+
+            leftovers.clear(attachment, ips, world)
 
 
 def _ip(address: bytes, range_set: RangeSet) -> IP:
@@ -373,10 +389,11 @@ def _reclaim(store: Store, network: str) -> None:
     extinct = [Attachment(network, *leases.split(owner)) for owner in reclaimable if owner]
     if extinct:
         from cnikit import leftovers
-        from cnikit.effects.kernel import World
+        from cnikit.effects.kernel import World, may_look
 
         with World() as world:
-            leftovers.clear_extinct(extinct, world)
+            if may_look(world):
+                leftovers.clear_extinct(extinct, world)
     store.reclaim(reclaimable)
 
 

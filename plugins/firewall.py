@@ -56,14 +56,14 @@ from cnikit.objects import HOST
 from cnikit.plan import Add, Del, Ensure, Step, apply, clear, mend, preflight, remove
 from cnikit.plugin import Plugin
 from cnikit.result import IP
-from cnikit.ruleset import Appended, Member, Recent, Ruleset, member, outdated
+from cnikit.ruleset import Appended, Member, Recent, Ruleset, member, outdated, owners
 from cnikit.settings import Isolated
 from cnikit.value import Value
 from cnikit.zones import ZoneSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cnikit.request import Request
     from cnikit.result import Result
@@ -222,8 +222,8 @@ def _delete(request: Request) -> None:
         given = chained.own_addresses(request, request.remembered()) if request.verb == "DEL" else ()
         addresses = (*given, *_addresses(elements))
         others = (
-            lambda: _zone_sources(request, addresses),
-            lambda: adopted.firewall_of(addresses, world),
+            lambda: _zone_sources(request, _of_no_other(addresses, request, world)),
+            lambda: adopted.firewall_of(_of_no_other(addresses, request, world), world),
             lambda: _policy_by_iptables(request, world),
         )
         faults += clear(others, world)
@@ -250,7 +250,21 @@ def _addresses(steps: list[Step]) -> list[IP]:
     return [IP(_whole(parse_ip(element.key[0]))) for element in gone]
 
 
-def _zone_sources(request: Request, addresses: tuple[IP, ...]) -> list[Step]:
+def _of_no_other(ips: Iterable[IP], request: Request, world: World) -> list[IP]:
+    """Return the addresses that no other attachment has by now: what is left does not say whose it is."""
+    whose = ownership.outdated(request)
+    if (TABLE.family, TABLE.name) not in world[HOST].tables():
+        return list(ips)
+    found: list[IP] = []
+    for ip in ips:
+        address, version = ip.address.partition("/")[0], 6 if ":" in ip.address else 4
+        element = world[HOST].element(TABLE, Element(f"containers{version}", (address,)))
+        if element is None or all(map(whose, owners(element))):
+            found.append(ip)
+    return found
+
+
+def _zone_sources(request: Request, addresses: Sequence[IP]) -> list[Step]:
     zone = request.config.raw("firewalldZone") or ZONE
     if not addresses or request.config.raw("backend") in ("iptables", "nftables") or not firewalld.is_running():
         return []

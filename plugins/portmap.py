@@ -47,8 +47,8 @@ it on stderr.
 A container on several networks may ask for a port on each, as podman does: it leads through the first, and through the
 next one when that goes.
 
-Result: prevResult as it was. DEL needs neither prevResult nor the mappings. UDP flows to the ports, which conntrack
-would lead to where they went before, are forgotten on ADD and DEL.
+Result: prevResult as it was. DEL needs neither prevResult nor the mappings. UDP and SCTP flows to the ports, which
+conntrack would lead to where they went before, are forgotten on ADD and DEL.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _with_iptables(conf: Conf, addresses: tuple[str, ...], request: Request) -> 
 
 
 def _flows(conf: Conf, packed: bytes) -> list[hostports.StaleFlows]:
-    """Return what conntrack may remember of UDP flows to the ports that are asked for, of one family."""
+    """Return what conntrack may remember of flows to the ports that are asked for, of one family."""
     ports = [hostports.port(mapping, packed, "") for mapping in _of_family(conf, packed)]
     return [old for port in ports for old in hostports.stale_flows(port.element)]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cnikit.address import contains, format_cidr, parse_cidr
 from cnikit.conditions import Conditional
 from cnikit.errors import CniError
-from cnikit.hostports import FlowsTo, StaleFlows
+from cnikit.hostports import FlowsOf, StaleFlows
 from cnikit.iptables import Edit, Rules
 from cnikit.netlink.nftables import Element, Table
 from cnikit.netlink.rtnetlink import (
@@ -235,7 +235,7 @@ class FakeNamespace:
             others = {
                 Conditional: self._conditional,
                 StaleFlows: self._forget_flows,
-                FlowsTo: self._forget_flows,
+                FlowsOf: self._forget_flows,
                 ZoneSource: self._bind,
             }
             do = others.get(type(change.what), self._change)
@@ -299,7 +299,7 @@ class FakeNamespace:
 
     def _forget_flows(self, change: Change) -> int:
         what = change.what
-        if isinstance(what, FlowsTo):
+        if isinstance(what, FlowsOf):
             return 0  # the fake does not know where flows are led
         assert isinstance(what, StaleFlows)
         self.flows = {
@@ -432,7 +432,7 @@ class FakeNamespace:
 
 def is_optional(change: Change) -> bool:
     """Tell whether failing to is no failure."""
-    return isinstance(change.what, StaleFlows | FlowsTo) or (isinstance(change.what, Sysctl) and change.what.optional)
+    return isinstance(change.what, StaleFlows | FlowsOf) or (isinstance(change.what, Sysctl) and change.what.optional)
 
 
 class FakeWorld:

@@ -834,7 +834,9 @@ def _of_kernel() -> Iterator[bytes]:
         rtnetlink.new_route(route, 2, 1400, 1360),
         nftables.new_element(TABLE, element),
         *cnikit.netlink.nftrules.new_table(TABLE),
-        flows.delete(flows.Flow(2, 17, b"\x0a\1\0\2", 53, b"", codec.nested(1, codec.u8(1, 17)), b"\0\0\0\1", b"")),
+        flows.delete(
+            flows.Flow(2, 17, b"\x0a\1\0\3", b"\x0a\1\0\2", 53, b"", codec.nested(1, codec.u8(1, 17)), b"\0\0\0\1", b"")
+        ),
     ):
         yield message.body
 

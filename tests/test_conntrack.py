@@ -90,8 +90,8 @@ PORT = [("CTA_PROTO_DST_PORT", 5353)]
 @pytest.mark.parametrize(
     ("message", "family", "attributes"),
     [
-        pytest.param(conntrack.dump_udp(AF_INET), AF_INET, _asked(UDP_ONLY, []), id="all"),
-        pytest.param(conntrack.dump_udp(AF_INET6, 5353), AF_INET6, _asked(UDP_ONLY | ITS_PORT, PORT), id="a port"),
+        pytest.param(conntrack.dump(AF_INET, 17), AF_INET, _asked(UDP_ONLY, []), id="all"),
+        pytest.param(conntrack.dump(AF_INET6, 17, 5353), AF_INET6, _asked(UDP_ONLY | ITS_PORT, PORT), id="a port"),
     ],
 )
 def test_pyroute2_reads_what_we_ask_for(message: Message, family: int, attributes: list[Any]) -> None:
@@ -122,7 +122,7 @@ def test_an_entry_of_pyroute2_is_read_and_deleted_by_what_names_it(
     (reply,) = codec.replies(data)
     flow = conntrack.flow(reply.body)
     assert (flow.family, flow.protocol, flow.port) == (family, protocol, ports[1])
-    assert flow.address == inet_pton(family, destination)
+    assert (flow.source, flow.address) == (inet_pton(family, source), inet_pton(family, destination))
 
     listed = nfct_msg(data)
     listed.decode()
@@ -131,7 +131,7 @@ def test_an_entry_of_pyroute2_is_read_and_deleted_by_what_names_it(
 
 
 def test_an_entry_without_ports_has_port_0() -> None:
-    assert conntrack.flow(b"\x02\0\0\0") == Flow(AF_INET, 0, b"", 0, b"", b"", b"", b"")
+    assert conntrack.flow(b"\x02\0\0\0") == Flow(AF_INET, 0, b"", b"", 0, b"", b"", b"", b"")
 
 
 def test_a_body_shorter_than_its_header_is_refused() -> None:
@@ -191,6 +191,7 @@ FLOWS = frozenset(
         ("udp", "::1", 5353),
         ("udp", "::1", 53),
         ("tcp", "127.0.0.1", 5353),
+        ("sctp", "127.0.0.1", 5353),
     }
 )
 
@@ -206,6 +207,12 @@ def _begin_flows() -> None:
         if protocol == "udp":
             with socket(_family(address), SOCK_DGRAM) as sender:
                 sender.sendto(b"", (address, port))
+        elif protocol == "sctp":  # which not all kernels speak
+            there, back = (
+                NFCTAttrTuple(_family(address), address, address, 132, *ends) for ends in ((1, port), (port, 1))
+            )
+            with NFCTSocket() as tracking:
+                tracking.entry("add", tuple_orig=there, tuple_reply=back, timeout=60)
         else:
             with create_server((address, port)), create_connection((address, port)):
                 pass
@@ -217,8 +224,10 @@ def _remembered() -> set[tuple[str, str, int]]:
     for family in (AF_INET, AF_INET6):
         with NFCTSocket(nfgen_family=family) as tracking:
             for entry in tracking.dump():
-                first = NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG"))
-                found.add(({6: "tcp", 17: "udp"}[first.proto], first.daddr, first.dport))
+                original = entry.get_attr("CTA_TUPLE_ORIG")
+                first = NFCTAttrTuple.from_netlink(family, original)
+                port = original.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_DST_PORT")
+                found.add(({6: "tcp", 17: "udp", 132: "sctp"}[first.proto], first.daddr, port))
     return found
 
 
@@ -265,6 +274,7 @@ FORGOTTEN: dict[str, tuple[StaleFlows, set[tuple[str, str, int]]]] = {
         StaleFlows(HOST, "udp", (5353, 5354), AF_INET, "127.0.0.1"),
         {("udp", "127.0.0.1", 5353), ("udp", "127.0.0.1", 5354)},
     ),
+    "a port of SCTP": (StaleFlows(HOST, "sctp", (5353,), AF_INET), {("sctp", "127.0.0.1", 5353)}),
     "a port nobody sent to": (StaleFlows(HOST, "udp", (5356,), AF_INET), set()),
 }
 each_case = pytest.mark.parametrize(("flows", "forgotten"), FORGOTTEN.values(), ids=FORGOTTEN)
@@ -308,13 +318,13 @@ def test_ports_are_asked_for_together_or_one_by_one_whichever_is_quicker(
     assert host
     _begin_flows()
     ports: list[int] = []
-    dump_udp = conntrack.dump_udp
+    dump = conntrack.dump
 
-    def noted(family: int, port: int) -> Message:
+    def noted(family: int, protocol: int, port: int) -> Message:
         ports.append(port)
-        return dump_udp(family, port)
+        return dump(family, protocol, port)
 
-    monkeypatch.setattr(conntrack, "dump_udp", noted)
+    monkeypatch.setattr(conntrack, "dump", noted)
     tracking = Conntrack()
     tracking.forget(StaleFlows(HOST, "udp", (53, 5353), AF_INET), entries)
     assert _remembered() == FLOWS - {
@@ -335,7 +345,7 @@ def test_the_kernel_lists_no_others(host: str, port: int, listed: set[int]) -> N
     assert host
     _begin_flows()
     netlink = Socket(NETLINK_NETFILTER)
-    flows = [conntrack.flow(body) for body in netlink.dump(conntrack.dump_udp(AF_INET, port))]
+    flows = [conntrack.flow(body) for body in netlink.dump(conntrack.dump(AF_INET, 17, port))]
     netlink.close()
     assert ({flow.port for flow in flows}, {flow.protocol for flow in flows}) == (listed, {17})
 
@@ -347,13 +357,13 @@ def test_a_kernel_that_does_not_filter_is_no_danger(
     """Before Linux 5.8 the filter is not known, and the whole table comes."""
     assert host
     _begin_flows()
-    everything = conntrack.dump_udp
+    everything = conntrack.dump
 
-    def unfiltered(family: int, *_: object) -> Message:
-        asked = everything(family)
+    def unfiltered(family: int, protocol: int, *_: object) -> Message:
+        asked = everything(family, protocol)
         return asked.replace(body=asked.body[:4])
 
-    monkeypatch.setattr(conntrack, "dump_udp", unfiltered)
+    monkeypatch.setattr(conntrack, "dump", unfiltered)
     with World() as world:
         apply([Set(flows)], world)
     assert _remembered() == FLOWS - forgotten
@@ -363,7 +373,7 @@ def test_an_entry_that_has_taken_anothers_place_stays(host: str) -> None:
     assert host
     _begin_flows()
     netlink = Socket(NETLINK_NETFILTER)
-    (flow,) = (conntrack.flow(body) for body in netlink.dump(conntrack.dump_udp(AF_INET, 5355)))
+    (flow,) = (conntrack.flow(body) for body in netlink.dump(conntrack.dump(AF_INET, 17, 5355)))
     other = flow.replace(id=bytes(4))
     assert [answer.errno for answer in netlink.exchange([conntrack.delete(other)])] == [ENOENT]
     assert _remembered() == FLOWS

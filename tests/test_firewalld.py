@@ -705,6 +705,22 @@ def test_the_plugin_puts_addresses_in_the_zone_and_takes_them_out(host: str, con
 
 
 @pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("other", [{"name": "other"}, {}], ids=["another network's", "the same network's"])
+def test_an_address_that_another_container_has_by_now_stays_in_the_zone(
+    host: str, container: str, other: dict[str, str]
+) -> None:
+    """The first one's DEL comes late, or both networks have one range."""
+    assert host
+    conf = {**PLUGIN, "backend": "firewalld", "prevResult": ADDRESSES}
+    Call(firewall.PLUGIN, "ADD", conf, CNI_NETNS=container).result()
+    Call(firewall.PLUGIN, "ADD", {**conf, **other}, CNI_NETNS=container, CNI_CONTAINERID="c2").result()
+    assert Call(firewall.PLUGIN, "DEL", conf).succeeded()
+    assert Call(firewall.PLUGIN, "CHECK", {**conf, **other}, CNI_NETNS=container, CNI_CONTAINERID="c2").succeeded()
+    assert Call(firewall.PLUGIN, "DEL", {**conf, **other}, CNI_CONTAINERID="c2").succeeded()
+    assert firewalld.zone_of("10.88.0.5/32") == ""
+
+
+@pytest.mark.usefixtures("running")
 def test_the_plugin_takes_back_what_it_did_when_a_zone_refuses(host: str, container: str) -> None:
     assert host
     firewalld.add_source("internal", "fd00:88::5/128")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from socket import AF_INET, IPPROTO_SCTP
 from typing import Any
 
 import pytest
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from cnikit import hostports, leftovers
+from cnikit.effects import nftables
+from cnikit.effects.iptables import Iptables
 from cnikit.effects.kernel import World
 from cnikit.effects.netlink import Socket
 from cnikit.errors import CniError
+from cnikit.ipam import host_local
 from cnikit.netlink import codec
 from cnikit.netlink.nftables import NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE
 from cnikit.plugins import bridge, firewall, portmap
 from cnikit.request import Attachment
 from tests.conftest import Call, ip, sh
-from tests.packets import UDP, server, udp_socket, unreached, wire
+from tests.packets import UDP, arrived, server, udp_socket, unreached, wire
 
 V4, V6 = "10.41.0.2", "fd00:41::2"
 PLUGINS = {"bridge": bridge.PLUGIN, "portmap": portmap.PLUGIN, "firewall": firewall.PLUGIN}
@@ -66,13 +71,13 @@ class Owner:
 
     def die(self) -> None:
         """End without DEL; the kernel takes the veth along, a moment later. Its bridge goes too, as nobody needs it."""
-        host_end = self.result["interfaces"][1]["name"]
+        bridge_name, host_end = (link["name"] for link in self.result["interfaces"][:2])
         sh(f"ip netns del {Path(self.netns).name}")
         until = time.monotonic() + 10
         while any(link["ifname"] == host_end for link in ip("link")):
             assert time.monotonic() < until, "something is in the namespace still"
             time.sleep(0.01)
-        sh(f"ip link del br-{self.network}")
+        sh(f"ip link del {bridge_name}")
 
 
 @pytest.fixture
@@ -87,7 +92,9 @@ def ports(*mappings: dict[str, Any], **keys: Any) -> dict[str, Any]:
 
 
 def rules() -> str:
-    return sh("nft list ruleset; (iptables-save; ip6tables-save) | grep -v '^#' || true")
+    """Return all rules there are, without counters: a packet may come at any time."""
+    saved = "(iptables-save; ip6tables-save) | sed -E '/^#/d; s/ \\[[0-9]+:[0-9]+\\]$//'"
+    return sh(f"nft --stateless list ruleset; {saved}")
 
 
 def entries(tag: str) -> set[str]:
@@ -126,7 +133,8 @@ def test_who_has_the_address_next_has_nothing_of_the_dead(
     two = Owner(new_container(), "two" if network == "another network" else "one", "next").add()
     assert two.said == ""
     assert "cni:" not in rules()
-    assert not {V4, V6} & {word.partition("/")[0] for word in rules().split()}
+    assert V4 not in rules()
+    assert V6 not in rules()
     for port in (80, 8080):
         with server(two.netns, "0.0.0.0", port) as web:
             assert unreached(web, outside, "192.0.2.1", 8080)
@@ -153,6 +161,99 @@ def test_flows_to_a_dead_container_do_not_reach_the_next(outside: str, new_conta
             client.sendto(b"ping", ("192.0.2.1", 5353))
             with pytest.raises(TimeoutError):
                 stranger.recv(64)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_an_association_with_a_container_that_is_gone_is_forgotten(
+    host: str, new_container: Callable[[], str], dies: bool
+) -> None:
+    """In what the kernel remembers of one of SCTP another can begin, with whoever has the address."""
+    assert host
+    one = Owner(new_container(), "one", "c1", portmap=ports(mapping(8080, 80, "sctp"))).add()
+    there = NFCTAttrTuple(AF_INET, "192.0.2.2", "192.0.2.1", IPPROTO_SCTP, 4000, 8080)
+    back = NFCTAttrTuple(AF_INET, V4, "192.0.2.2", IPPROTO_SCTP, 80, 4000)
+    with NFCTSocket() as tracking:
+        tracking.entry("add", tuple_orig=there, tuple_reply=back, timeout=60)
+        if dies:
+            one.die()
+            Owner(new_container(), "two", "c2").add()
+        else:
+            one.delete()
+        left = [NFCTAttrTuple.from_netlink(AF_INET, entry.get_attr("CTA_TUPLE_REPLY")) for entry in tracking.dump()]
+    assert [flow.saddr for flow in left if flow.proto == IPPROTO_SCTP] == []
+
+
+def test_answers_to_what_a_dead_container_sent_do_not_reach_the_next(
+    outside: str, new_container: Callable[[], str]
+) -> None:
+    """Masqueraded, its flow leads back to the address from all that it ever sent to."""
+    one = Owner(new_container(), "one", "dead", bridge={"ipMasq": True}).add()
+    with udp_socket(outside, "192.0.2.2", 4000) as peer:
+        with udp_socket(one.netns, "0.0.0.0", 5555) as asking:
+            asking.sendto(b"ping", ("192.0.2.2", 4000))
+            flow = peer.recvfrom(64)[1]
+            peer.sendto(b"pong", flow)
+            assert asking.recv(64) == b"pong"
+        one.die()
+        two = Owner(new_container(), "two", "next").add()
+        with server(two.netns, "0.0.0.0", 5555, UDP) as stranger:
+            peer.sendto(b"pong", flow)
+            assert not arrived(stranger)
+
+
+@pytest.mark.parametrize(("network", "container"), [("n" * 50, "c" * 64), ("one", "c" * 110)])
+def test_chains_of_iptables_go_of_owners_whose_tags_have_hashes_in_them(
+    outside: str, new_container: Callable[[], str], network: str, container: str
+) -> None:
+    keys = {"bridge": "br-one", "ipMasq": True, "ipMasqBackend": "iptables"}
+    mapped = ports(mapping(8080, 80), backend="iptables")
+    one = Owner(new_container(), network, container, bridge=keys, portmap=mapped).add()
+    assert "~" in rules()
+    one.die()
+    two = Owner(new_container(), "two", "next").add()
+    assert V4 not in rules()
+    assert V6 not in rules()
+    with server(two.netns, "0.0.0.0", 80) as web:
+        assert unreached(web, outside, "192.0.2.1", 8080)
+
+
+def test_a_container_made_again_with_another_address_keeps_its_chains_of_iptables(
+    host: str, new_container: Callable[[], str]
+) -> None:
+    assert host
+    mapped = ports(mapping(8080, 80), backend="iptables")
+    Owner(new_container(), "one", "c", portmap=mapped).add().die()
+    again = Owner(new_container(), "one", "c", portmap=mapped)
+    again.plugins["bridge"] = {"ipam": {"type": "static", "addresses": [{"address": "10.41.0.3/24"}]}}
+    again.add()
+    Owner(new_container(), "one", "next").add()
+    assert again.call("CHECK", "portmap").succeeded()
+
+
+def test_a_living_owner_keeps_rules_that_do_not_say_whose_they_are(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    keys = {"firewall": {"backend": "iptables"}, "portmap": ports(mapping(8081, 80))}
+    living = Owner(new_container(), "zero", "c", **keys).add()
+    Owner(new_container(), "one", "dead", firewall={}, portmap=ports(mapping(8080, 80))).add().die()
+    Owner(new_container(), "one", "next").add()
+    assert "cni:one/dead" not in rules()
+    assert living.call("CHECK", "firewall").succeeded()
+
+
+@pytest.mark.parametrize("only_mac", [True, False])
+def test_a_container_made_again_may_send_from_its_new_mac_address_only(
+    host: str, new_container: Callable[[], str], only_mac: bool
+) -> None:
+    assert host
+    Owner(new_container(), "one", "c", bridge={"macspoofchk": True}).add().die()
+    addresses = [{"address": "10.41.0.3/24"}]
+    keys = {"macspoofchk": only_mac, "ipam": {"type": "static", "addresses": addresses}}
+    again = Owner(new_container(), "one", "c", bridge=keys).add()
+    allowed = sh("nft list set bridge cnikit_macspoofchk allowed")
+    assert "0a:58:0a:29:00:02" not in allowed, "which is by now a neighbour's"
+    assert ("0a:58:0a:29:00:03" in allowed) == only_mac
+    assert ("cni:one" in rules()) == only_mac
+    assert again.call("CHECK", "bridge").succeeded()
 
 
 def test_a_spare_port_of_the_dead_is_never_made_a_port(host: str, new_container: Callable[[], str]) -> None:
@@ -272,6 +373,40 @@ def test_what_the_plugin_before_has_made_stays(host: str, new_container: Callabl
     assert chained(owner, "portmap", "CHECK").succeeded()
 
 
+def test_where_another_suites_plugin_asks_for_an_address_host_local_clears_away(
+    host: str, new_container: Callable[[], str], networks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no other plugin of ours in the list."""
+    assert host
+    monkeypatch.setattr(host_local, "_ALONE", True)
+    Owner(new_container(), "one", "dead", portmap=ports(mapping(8080, 80))).add().die()
+    ipam = {"type": "host-local", "dataDir": str(networks), "ranges": [[{"subnet": "10.41.0.0/24"}]]}
+    conf = {"cniVersion": "1.1.0", "name": "two", "type": "bridge", "ipam": ipam}
+    call = Call(host_local.PLUGIN, "ADD", conf, CNI_NETNS=new_container())
+    assert call.result()["ips"][0]["address"] == f"{V4}/24"
+    assert call.stderr == ""
+    assert V4 not in rules()
+    # Asked once more for an address it has, it leaves alone what the plugins behind have made since.
+    two = Owner(new_container(), "two", "c1", portmap=ports(mapping(8080, 80)))
+    chained(two, "portmap").result()
+    before = rules()
+    assert Call(host_local.PLUGIN, "ADD", conf, CNI_NETNS=new_container()).result()
+    assert rules() == before
+
+
+def test_an_address_is_released_when_what_was_left_under_it_cannot_be_cleared_away(
+    host: str, new_container: Callable[[], str], networks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host
+    monkeypatch.setattr(host_local, "_ALONE", True)
+    monkeypatch.setattr(leftovers, "remove", lambda *_: [CniError(100, "nft delete element: Operation not permitted")])
+    Owner(new_container(), "one", "dead", portmap=ports(mapping(8080, 80))).add().die()
+    ipam = {"type": "host-local", "dataDir": str(networks), "ranges": [[{"subnet": "10.41.0.0/24"}]]}
+    conf = {"cniVersion": "1.1.0", "name": "two", "type": "bridge", "ipam": ipam}
+    assert Call(host_local.PLUGIN, "ADD", conf, CNI_NETNS=new_container()).status == 1
+    assert not (networks / "two" / V4).exists()
+
+
 @pytest.mark.parametrize(("network", "stays"), [("one", False), ("two", True)])
 def test_of_another_suites_containers_only_their_own_network_tells(
     host: str, new_container: Callable[[], str], network: str, stays: bool
@@ -340,6 +475,32 @@ def test_what_cannot_be_cleared_away_fails_the_add(
     assert ip(f"-n {Path(two.netns).name} link") == ip(f"-n {Path(two.netns).name} link show lo")
 
 
+def test_what_could_not_be_cleared_away_is_found_by_the_next_add(
+    host: str, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host
+    Owner(new_container(), "one", "dead", portmap=ports(mapping(8080, 80), backend="iptables")).add().die()
+    two = Owner(new_container(), "two", "next")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Iptables, "_restore", lambda *_: "Another app is currently holding the xtables lock")
+        assert two.call("ADD", "bridge").status == 1
+    two.add()
+    assert V4 not in rules()
+    assert V6 not in rules()
+
+
+def test_where_there_is_no_nfnetlink_nobody_has_left_anything(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases are reclaimed there, too."""
+    assert host
+
+    def missing() -> None:
+        raise CniError(100, "nfnetlink: Protocol not supported")
+
+    monkeypatch.setattr(nftables, "Nftables", missing)
+    with World() as world:
+        leftovers.clear_extinct([Attachment("one", "dead", "eth0")], world)
+
+
 def test_what_extinct_containers_left_is_found_by_their_tags(host: str, new_container: Callable[[], str]) -> None:
     assert host
     plugins = {"portmap": ports(mapping(8080, 80)), "firewall": {"ingressPolicy": "same-bridge"}}
@@ -355,5 +516,12 @@ def test_what_extinct_containers_left_is_found_by_their_tags(host: str, new_cont
 
 
 def test_flows_are_shown_as_what_deletes_them() -> None:
-    shown = [hostports.FlowsTo("host", address).removal() for address in (V4, V6)]
-    assert shown == [f"conntrack -D -f ipv4 -p udp --reply-src {V4}", f"conntrack -D -f ipv6 -p udp --reply-src {V6}"]
+    shown = [hostports.FlowsOf("host", address).removal().split("\n") for address in (V4, V6)]
+    assert shown == [
+        [
+            f"conntrack -D -f {family} -p {protocol} {end} {address}"
+            for protocol in ("udp", "sctp")
+            for end in ("--reply-src", "--orig-src")
+        ]
+        for family, address in (("ipv4", V4), ("ipv6", V6))
+    ]

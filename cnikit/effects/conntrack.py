@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from _socket import IPPROTO_UDP
-
 from cnikit.address import family, parse_ip
 from cnikit.effects import netns, sysctl
 from cnikit.effects.netlink import NETLINK_NETFILTER, Socket
 from cnikit.errors import CniError
-from cnikit.hostports import FlowsTo, StaleFlows
+from cnikit.hostports import LEADING_ON, FlowsOf, StaleFlows
 from cnikit.netlink import conntrack
+from cnikit.netlink.nftables import PROTOCOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from cnikit.netlink.codec import Message
     from cnikit.netlink.conntrack import Flow
     from cnikit.objects import Change, Object, Refusal
 
@@ -42,19 +40,19 @@ def change(changes: Sequence[Change], fd: int | None) -> list[Refusal | None]:
 def _forget(flows: list[Object], entries: int) -> None:
     # Together, for the kernel looks through its table for each question.
     joined: dict[StaleFlows, list[int]] = {}
-    targets: dict[int, set[bytes]] = {}
+    containers: dict[int, set[bytes]] = {}
     for some in flows:
         if isinstance(some, StaleFlows):
             joined.setdefault(some.replace(ports=()), []).extend(some.ports)
-        elif isinstance(some, FlowsTo):
+        elif isinstance(some, FlowsOf):
             packed = parse_ip(some.name)
-            targets.setdefault(family(packed), set()).add(packed)
+            containers.setdefault(family(packed), set()).add(packed)
     tracking = Conntrack()
     try:
         for some, ports in joined.items():
             tracking.forget(some.replace(ports=tuple(ports)), entries)
-        for af, addresses in targets.items():
-            tracking.forget_targets(af, addresses)
+        for af, addresses in containers.items():
+            tracking.forget_containers(af, addresses)
     finally:
         tracking.close()
 
@@ -78,22 +76,27 @@ class Conntrack:
         ports, address = frozenset(flows.ports), parse_ip(flows.address) if flows.address else b""
         for port in flows.ports if apart else (0,):
             self._delete(
-                conntrack.dump_udp(flows.family, port),
                 lambda flow: flow.port in ports and address in (b"", flow.address),
+                flows.family,
+                PROTOCOLS[flows.name],
+                port,
             )
 
-    def forget_targets(self, af: int, addresses: Collection[bytes]) -> None:
-        """Delete the entries of flows that are led to one of these addresses, in the same way."""
-        self._delete(conntrack.dump_udp(af), lambda flow: flow.target in addresses)
+    def forget_containers(self, af: int, addresses: Collection[bytes]) -> None:
+        """Delete the entries of flows that are led to one of these addresses, or began there, in the same way."""
+        for name in LEADING_ON:
+            self._delete(lambda flow: flow.target in addresses or flow.source in addresses, af, PROTOCOLS[name])
 
-    def _delete(self, listed: Message, wanted: Callable[[Flow], bool]) -> None:
+    def _delete(self, wanted: Callable[[Flow], bool], af: int, protocol: int, port: int = 0) -> None:
+        """Delete entries of a protocol, of those first sent to a port if there is one."""
+
         def is_wanted(body: bytes) -> bool:
             flow = conntrack.flow(body)
             # Before Linux 5.8 other protocols are listed, too.
-            return flow.protocol == IPPROTO_UDP and wanted(flow)
+            return flow.protocol == protocol and wanted(flow)
 
         for _ in range(_PARTS):
-            listing = self._socket.listed(listed, is_wanted)
+            listing = self._socket.listed(conntrack.dump(af, protocol, port), is_wanted)
             self._socket.exchange([conntrack.delete(conntrack.flow(body)) for body in listing.bodies])
             if not listing.cut:
                 break

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 NET_ADDR_SET = b"3\n"  # linux/netdevice.h
 
-ENOENT, ESRCH, EEXIST, ENODEV, EADDRNOTAVAIL, ETIMEDOUT = 2, 3, 17, 19, 99, 110
+EPERM, ENOENT, ESRCH, EEXIST, ENODEV, EADDRNOTAVAIL, ETIMEDOUT = 1, 2, 3, 17, 19, 99, 110
 _MISSING = (ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL)
 
 # Seconds. A veth has its carrier in a millisecond, DAD ends after 1 to 2 s.
@@ -573,6 +573,22 @@ class World:
             kernel.close()
         if self._container is not None:
             posix.close(self._container)
+
+
+def may_look(world: World) -> bool:
+    """Tell whether nftables may be looked at. A process that may not cannot make an interface either. Raises CniError."""
+    try:
+        world[HOST].tables()
+    except NetlinkError as e:
+        if e.errno != EPERM:
+            raise
+        return False
+    return True
+
+
+def has_own_tables(world: World) -> bool:
+    """Tell whether the host has nftables tables of this suite: one look says so. Raises CniError."""
+    return may_look(world) and any(name.startswith("cnikit_") for _, name in world[HOST].tables())
 
 
 def open_world(request: Request) -> World:

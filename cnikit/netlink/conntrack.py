@@ -6,7 +6,7 @@ order, but for a filter's flags. tests/test_conntrack.py holds messages and numb
 
 from __future__ import annotations
 
-from _socket import AF_INET, IPPROTO_UDP
+from _socket import AF_INET
 from _struct import Struct
 
 from cnikit.netlink.codec import NLM_F_ACK, NLM_F_DUMP, Message, attribute, attributes, header, nested, u8, u32
@@ -28,13 +28,14 @@ _GENMSG = Struct("!BBH")  # nfgenmsg: family, version, resource
 
 
 class Flow(Value):
-    """An entry: where its first packet was sent to, before any translation, and what names it to the kernel.
+    """An entry: where its first packet was sent from and to, before any translation, and what names it to the kernel.
 
     target: where its packets go after translation, which is where answers come from.
     """
 
     family: int
     protocol: int
+    source: bytes
     address: bytes
     port: int
     target: bytes
@@ -43,17 +44,17 @@ class Flow(Value):
     zone: bytes
 
 
-def dump_udp(family: int, port: int = 0) -> Message:
-    """Ask for the UDP entries first sent to a port, to any with 0.
+def dump(family: int, protocol: int, port: int = 0) -> Message:
+    """Ask for the entries of a protocol first sent to a port, to any with 0.
 
     The kernel filters from Linux 5.8 on. An older one lists everything, other protocols too. Addresses are not filtered
     by, for with those of IPv6 the kernel (6.18 still) lists all but the entries asked for.
     """
-    flags, protocol = FILTER_FLAG_CTA_PROTO_NUM, u8(CTA_PROTO_NUM, IPPROTO_UDP)
+    flags, asked = FILTER_FLAG_CTA_PROTO_NUM, u8(CTA_PROTO_NUM, protocol)
     if port:
         flags |= FILTER_FLAG_CTA_PROTO_DST_PORT
-        protocol += attribute(CTA_PROTO_DST_PORT, port.to_bytes(2, "big"))
-    original = nested(CTA_TUPLE_ORIG, nested(CTA_TUPLE_PROTO, protocol))
+        asked += attribute(CTA_PROTO_DST_PORT, port.to_bytes(2, "big"))
+    original = nested(CTA_TUPLE_ORIG, nested(CTA_TUPLE_PROTO, asked))
     wanted = nested(CTA_FILTER, u32(CTA_FILTER_ORIG_FLAGS, flags))
     return _message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, family, original + wanted)
 
@@ -72,12 +73,14 @@ def flow(body: bytes) -> Flow:
     original = got.get(CTA_TUPLE_ORIG, b"")
     parts = attributes(original)
     protocol = attributes(parts.get(CTA_TUPLE_PROTO, b""))
+    first = attributes(parts.get(CTA_TUPLE_IP, b""))
     source, destination = _ENDS[family == AF_INET]
     reply = attributes(got.get(CTA_TUPLE_REPLY, b""))
     return Flow(
         family=family,
         protocol=int.from_bytes(protocol.get(CTA_PROTO_NUM, b""), "big"),
-        address=attributes(parts.get(CTA_TUPLE_IP, b"")).get(destination, b""),
+        source=first.get(source, b""),
+        address=first.get(destination, b""),
         port=int.from_bytes(protocol.get(CTA_PROTO_DST_PORT, b""), "big"),
         target=attributes(reply.get(CTA_TUPLE_IP, b"")).get(source, b""),
         original=original,
