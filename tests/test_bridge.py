@@ -665,7 +665,7 @@ def test_an_index_into_nothing_does_not_become_that_of_the_containers_interface(
     assert host
     ips = [{"address": "10.77.0.2/24", "interface": index} for index in (-1, 0, 2)]
     added = call("ADD", config(prevResult={"ips": ips}), container).result()
-    assert added["ips"] == [*({"address": "10.77.0.2/24"} for _ in ips), {"address": V4, "interface": 2}]
+    assert added["ips"] == [{"address": V4, "interface": 2}, *({"address": "10.77.0.2/24"} for _ in ips)]
     assert call("CHECK", config(prevResult=added), container).succeeded()
 
 

@@ -35,6 +35,7 @@ from cnikit.objects import (
     Carrier,
     Change,
     Device,
+    FdbEntry,
     ForwardingV6,
     Gateway,
     KeptMac,
@@ -49,8 +50,19 @@ from cnikit.objects import (
     Veth,
 )
 from cnikit.plan import Add, Del, render
-from cnikit.ruleset import Appended, Foreign, Member, Ruleset
-from cnikit.settings import AllMulticast, Announced, Isolated, Mac, Mtu, Promiscuous, QueueLength, Setting
+from cnikit.ruleset import Appended, Foreign, Member, Pair, Recent, Ruleset
+from cnikit.settings import (
+    AllMulticast,
+    Announced,
+    Group,
+    Isolated,
+    Learning,
+    Mac,
+    Mtu,
+    Promiscuous,
+    QueueLength,
+    Setting,
+)
 from cnikit.zones import ZoneSource
 from tests.conftest import sh
 
@@ -65,8 +77,11 @@ ELSEWHERE = {
     Ruleset: "tests/test_nftables.py",
     Member: "tests/test_nftables.py",
     hostports.Port: "a Member",
+    Pair: "a Member",
+    Recent: "a Member",
     Appended: "tests/test_nftables.py",
     StaleFlows: "tests/test_conntrack.py: there need not be a conntrack(8)",
+    hostports.FlowsOf: "tests/test_leftovers.py: the same",
     ZoneSource: "tests/test_firewalld.py: firewalld is not the kernel",
 }
 
@@ -145,6 +160,8 @@ MADE: list[tuple[tuple[Object, ...], Object]] = [
             *(Mac(CONTAINER, "eth0", OTHER), Announced(CONTAINER, "eth0", MAC), Mtu(CONTAINER, "eth0", 1300)),
             *(QueueLength(CONTAINER, "eth0", 7), Promiscuous(HOST, "br1"), Promiscuous(CONTAINER, "eth0", False)),
             *(AllMulticast(CONTAINER, "eth0", True), Isolated(HOST, "veth1"), Isolated(HOST, "veth1", False)),
+            *(Learning(HOST, "veth1", False), Learning(HOST, "veth1", True), Group(HOST, "veth1", 77)),
+            FdbEntry(HOST, "veth1", OTHER),
         )
     ),
     ((), CHAIN),
@@ -175,6 +192,7 @@ REMOVED: list[tuple[tuple[Object, ...], Object]] = [
             *(Mac(CONTAINER, "eth0", OTHER, MAC), Mtu(CONTAINER, "eth0", 1300, 1400)),
             *(QueueLength(CONTAINER, "eth0", 7, 1000), Promiscuous(CONTAINER, "eth0", True, False)),
             *(AllMulticast(CONTAINER, "eth0", True, False), Isolated(HOST, "veth1", True, False)),
+            *(Learning(HOST, "veth1", False, True), Group(HOST, "veth1", 77, 0)),
             *(Sysctl(CONTAINER, f"{ETH0}/{name}", "1", before="0") for name in ("arp_notify", "arp_filter")),
             Sysctl(CONTAINER, "net/ipv4/ip_local_port_range", "1024 2000", before="32768\t60999"),
             Sysctl(CONTAINER, "net/ipv4/ip_local_reserved_ports", "80,443", before=""),
@@ -188,7 +206,7 @@ CASES = [*((before, Make(what)) for before, what in MADE), *((before, Remove(wha
 # What sets something to what it is.
 NO_CHANGE = (
     *(Up(HOST, "br1"), Announced(CONTAINER, "eth0", MAC), Port(HOST, "veth1", False, False)),
-    *(Promiscuous(CONTAINER, "eth0", False), Isolated(HOST, "veth1", False)),
+    *(Promiscuous(CONTAINER, "eth0", False), Isolated(HOST, "veth1", False), Learning(HOST, "veth1", True)),
 )
 
 NO_ADDRESSES = "net.ipv6.conf.default.addr_gen_mode=1 net.ipv6.conf.default.accept_dad=0"
@@ -225,7 +243,7 @@ class Site:
 
 
 LISTED = (
-    *("ip -d -j link", "ip -d -j addr", "bridge -d -j link"),
+    *("ip -d -j link", "ip -d -j addr", "bridge -d -j link", "bridge -d -j fdb"),
     *("ip -d -j route show table all", "ip -d -j -6 route show table all"),
 )
 SYSCTLS = "ipv?/conf/*/* ipv4/ip_* ipv4/ping* core/somaxconn"

@@ -15,7 +15,7 @@ from cnikit import hostports, leftovers
 from cnikit.effects import nftables
 from cnikit.effects.iptables import Iptables
 from cnikit.effects.kernel import World
-from cnikit.effects.netlink import Socket
+from cnikit.effects.netlink import NetlinkError, Socket
 from cnikit.errors import CniError
 from cnikit.ipam import host_local
 from cnikit.netlink import codec
@@ -489,14 +489,14 @@ def test_what_could_not_be_cleared_away_is_found_by_the_next_add(
     assert V6 not in rules()
 
 
-def test_where_there_is_no_nfnetlink_nobody_has_left_anything(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nfnetlink_is_refused_nobody_has_left_anything(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are reclaimed there, too."""
     assert host
 
-    def missing() -> None:
-        raise CniError(100, "nfnetlink: Protocol not supported")
+    def refused(*_: object) -> None:
+        raise NetlinkError(93, "")
 
-    monkeypatch.setattr(nftables, "Nftables", missing)
+    monkeypatch.setattr(nftables, "Nftables", refused)
     with World() as world:
         leftovers.clear_extinct([Attachment("one", "dead", "eth0")], world)
 

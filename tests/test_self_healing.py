@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -120,6 +122,18 @@ def refused(networks: Path, container: str = "late") -> bool:
 
 def holders(folder: Path) -> set[str]:
     return {leases.split(content)[0] for content in lease_files(folder).values()}
+
+
+def remove_netns(path: str) -> None:
+    """Take a namespace's name away; of a veth whose one end is there the kernel takes the other, a moment later."""
+    links = subprocess.run(
+        ["ip", "-n", os.path.basename(path), "-o", "link"], capture_output=True, text=True, check=False
+    )
+    peers = {int(index) for index in re.findall(r"@if(\d+):", links.stdout)}
+    sh(f"ip netns del {os.path.basename(path)}")
+    until = time.monotonic() + 5
+    while peers & {link["ifindex"] for link in ip("link")} and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 ALL = {"c1", "c2", "c3", "c4", "c5"}
@@ -336,7 +350,7 @@ def test_a_lease_whose_namespace_is_removed(
     path = new_container()
     fill(networks, [path])
     with sign(path):
-        sh(f"ip netns del {os.path.basename(path)}")
+        remove_netns(path)
         machine.runs_for(1000 + passed)
         if lives:
             assert refused(networks)
@@ -360,7 +374,7 @@ def test_from_another_network_namespace_nobody_is_told_dead(
 ) -> None:
     path, elsewhere = new_container(), new_container()
     fill(networks, [path])
-    sh(f"ip netns del {os.path.basename(path)}")
+    remove_netns(path)
     machine.runs_for(DAY)
     fd = netns.open_netns(elsewhere)
     with netns.Inside(fd):
@@ -391,7 +405,7 @@ def test_the_namespaces_there_are(host: str, container: str) -> None:
     assert found is not None
     inodes = {os.stat(path).st_ino for path in (host, container, "/proc/self/ns/net")}
     assert {os.stat(found[inode]).st_ino for inode in inodes} == inodes
-    sh(f"ip netns del {os.path.basename(container)}")
+    remove_netns(container)
     inode = os.stat(host).st_ino
     assert inode in (evidence.namespaces() or ())
 
@@ -410,7 +424,7 @@ def take_number(folder: Path, dead: int, path: str) -> None:
 @contextmanager
 def _only_a_process(path: str) -> Iterator[None]:
     with _a_process_in_it(path):
-        sh(f"ip netns del {os.path.basename(path)}")
+        remove_netns(path)
         yield
 
 
@@ -446,7 +460,7 @@ def test_a_namespace_that_has_the_number_of_a_dead_one_is_not_his(
     for number, path in enumerate(paths, 1):
         assert attach(networks, f"c{number}", path).returncode == 0
     inode, late, another = os.stat(paths[2]).st_ino, new_container(), new_container()
-    sh(f"ip netns del {os.path.basename(paths[2])}")
+    remove_netns(paths[2])
     take_number(folder, inode, another)
     with life(another):
         machine.runs_for(1000 + evidence.GRACE)
@@ -478,7 +492,7 @@ def test_without_a_cookie_the_number_counts(
     path, another = new_container(), new_container()
     inode = os.stat(path).st_ino
     fill(networks, [path])
-    sh(f"ip netns del {os.path.basename(path)}")
+    remove_netns(path)
     take_number(folder, inode, another)
     machine.runs_for(DAY)
     assert refused(networks)
@@ -583,7 +597,7 @@ def test_an_add_in_a_full_range_while_links_come_and_go(
         assert add_one(f"c{number}").status == 0
     linked = {f"c{number}" for number in range(0, 100, 2)}
     tagged([f"cni:net/{container}/eth0" for container in sorted(linked)])
-    sh(f"ip netns del {os.path.basename(path)}")
+    remove_netns(path)
     machine.runs_for(DAY)
     for number in range(50):
         assert add_one(f"late{number}").status == 0
@@ -772,7 +786,7 @@ def test_what_the_dead_left_under_an_address_goes_before_the_lease(
             apply(iptables.masquerade(attachment, [IP(f"10.1.0.{number + 1}/29")]), world)
     before = sh("nft list map inet cnikit_portmap ports4"), sh("iptables -t nat -S")
     assert [{"8001" in before[0], "8002" in before[0]}, before[1].count("-N CNI-")] == [{True}, 2]
-    sh(f"ip netns del {os.path.basename(path)}")
+    remove_netns(path)
     machine.runs_for(DAY)
     assert add(networks, "late") == "10.1.0.2"
     after = sh("nft list map inet cnikit_portmap ports4"), sh("iptables -t nat -S")
@@ -785,7 +799,7 @@ def test_what_cannot_be_cleared_away_keeps_its_lease(
 ) -> None:
     path = new_container()
     fill(networks, [path])
-    sh(f"ip netns del {os.path.basename(path)}")
+    remove_netns(path)
     machine.runs_for(DAY)
     monkeypatch.setattr(leftovers, "_take", lambda *_: [CniError(100, "nft delete element: Operation not permitted")])
     assert call("ADD", networks, "late").error() == (100, "nft delete element: Operation not permitted")
@@ -807,7 +821,7 @@ def test_in_the_same_boot_none_is_told_dead_that_another_suites_plugin_attached(
 
     paths = [new_container() for _ in range(5)]
     assert [attach(f"c{number}", path) for number, path in enumerate(paths, 1)] == [0] * 5
-    sh(f"ip netns del {os.path.basename(paths[0])}")
+    remove_netns(paths[0])
     machine.runs_for(DAY)
     assert attach("late", paths[1]) == 1
     assert holders(folder) == ALL
@@ -824,7 +838,7 @@ def test_the_built_executables_heal_too(
         assert attach(networks, f"c{number}", path).returncode == 0
     late = new_container()
     assert b'"code": 11' in attach(networks, "late", late).stdout
-    sh(f"ip netns del {os.path.basename(paths[2])}")
+    remove_netns(paths[2])
     if healed == "owner":
         machine.runs_for(1000 + evidence.GRACE)
         assert b'"code": 11' in attach(networks, "late", late).stdout
@@ -863,7 +877,7 @@ def test_a_port_of_a_container_that_died_does_not_lead_to_who_has_its_address_ne
     attach("one", first, {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"})
     with server(first, "0.0.0.0", 80) as web:
         assert reached(web, outside, "192.0.2.1", 8080)
-    sh(f"ip netns del {os.path.basename(first)}")
+    remove_netns(first)
     machine.runs_for(1001 + evidence.GRACE)
     second = new_container()
     attach("two", second)

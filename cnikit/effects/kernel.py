@@ -576,7 +576,7 @@ class World:
 
 
 def may_look(world: World) -> bool:
-    """Tell whether nftables may be looked at. A process that may not cannot make an interface either. Raises CniError."""
+    """Tell whether nftables may be looked at: a process that may not can make no interface either. Raises CniError."""
     try:
         world[HOST].tables()
     except NetlinkError as e:
