@@ -274,7 +274,7 @@ def _words(what: Any, path: str = "") -> Iterator[str]:
 
 def _anonymous(text: str) -> str:
     """Leave out what is by chance, or a clock's."""
-    text = re.sub(r"(timer|life_time|expires|_id|uptime|link_netns|tentative|cost): .*", r"\1", text)
+    text = re.sub(r"(timer|life_time|expires|_id|uptime|link_netns|tentative|cost|operstate): .*", r"\1", text)
     return re.sub(rf"(?!{MAC}|{OTHER})(?:[0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}", "MAC", text)
 
 

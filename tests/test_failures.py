@@ -305,138 +305,138 @@ HOST_END = f"host link {ownership.names_of('cni:net1/c1/eth0')[0]}"
 IPAM = Case(host_local.PLUGIN, always(ipam={"ranges": [V4, V6]}), (), Tried(0, 0, 0, 0, 0, (0, 0, 0)))
 LINK = Case(bridge.PLUGIN, dual(), (), Tried(0, 0, 0, 0, 0, (0, 0, 0)))
 CASES = {
-    "bridge": Case(bridge.PLUGIN, bridged(), BRIDGE, Tried(12, 9, 7, 1, 1, (13, 3, 6))),
-    "bridge, both families": Case(bridge.PLUGIN, dual(), GATEWAYS, Tried(22, 15, 10, 1, 1, (17, 3, 6))),
+    "bridge": Case(bridge.PLUGIN, bridged(), BRIDGE, Tried(14, 10, 8, 1, 1, (18, 5, 4))),
+    "bridge, both families": Case(bridge.PLUGIN, dual(), GATEWAYS, Tried(25, 17, 10, 1, 1, (21, 5, 4))),
     "bridge, duplicate address detection": Case(
-        bridge.PLUGIN, dual(enabledad=True), GATEWAYS, Tried(24, 17, 11, 1, 1, (17, 3, 6))
+        bridge.PLUGIN, dual(enabledad=True), GATEWAYS, Tried(27, 19, 11, 1, 1, (21, 5, 4))
     ),
     "bridge, ipMasq": Case(
-        bridge.PLUGIN, dual(ipMasq=True), (*GATEWAYS, MASQUERADE), Tried(27, 19, 46, 6, 5, (23, 7, 7))
+        bridge.PLUGIN, dual(ipMasq=True), (*GATEWAYS, MASQUERADE), Tried(30, 21, 46, 5, 5, (38, 9, 8))
     ),
     "bridge, ipMasq by iptables": Case(
-        bridge.PLUGIN, dual(ipMasq=True, ipMasqBackend="iptables"), GATEWAYS, Tried(24, 17, 29, 4, 3, (17, 7, 7))
+        bridge.PLUGIN, dual(ipMasq=True, ipMasqBackend="iptables"), GATEWAYS, Tried(27, 19, 29, 3, 3, (21, 8, 7))
     ),
     "bridge, macspoofchk": Case(
-        bridge.PLUGIN, bridged(macspoofchk=True), (*BRIDGE, SPOOFING), Tried(15, 11, 19, 3, 3, (17, 5, 7))
+        bridge.PLUGIN, bridged(macspoofchk=True), (*BRIDGE, SPOOFING), Tried(24, 19, 53, 7, 7, (35, 9, 8))
     ),
     "bridge, all of nftables": Case(
         bridge.PLUGIN,
         dual(macspoofchk=True, ipMasq=True),
         (*GATEWAYS, SPOOFING, OWNED, MASQUERADE),
-        Tried(30, 21, 72, 8, 7, (27, 9, 8)),
+        Tried(44, 32, 153, 13, 13, (52, 10, 9)),
     ),
     "bridge, a MAC address that is asked for": Case(
         bridge.PLUGIN,
         dual(runtimeConfig={"mac": "02:00:00:00:00:09"}),
         GATEWAYS,
-        Tried(23, 16, 11, 4, 1, (18, 6, 6)),
+        Tried(26, 18, 11, 4, 1, (22, 9, 4)),
     ),
     "bridge, hairpinMode": Case(
-        bridge.PLUGIN, bridged(hairpinMode=True, mtu=1400), BRIDGE, Tried(12, 9, 7, 1, 1, (13, 3, 6))
+        bridge.PLUGIN, bridged(hairpinMode=True, mtu=1400), BRIDGE, Tried(15, 11, 9, 1, 1, (18, 5, 4))
     ),
     "bridge, portIsolation": Case(
-        bridge.PLUGIN, bridged(portIsolation=True), BRIDGE, Tried(12, 9, 7, 1, 1, (13, 3, 6))
+        bridge.PLUGIN, bridged(portIsolation=True), BRIDGE, Tried(15, 11, 9, 1, 1, (18, 5, 4))
     ),
-    "bridge, promiscMode": Case(bridge.PLUGIN, bridged(promiscMode=True), BRIDGE, Tried(13, 9, 7, 1, 1, (14, 3, 6))),
+    "bridge, promiscMode": Case(bridge.PLUGIN, bridged(promiscMode=True), BRIDGE, Tried(15, 10, 8, 1, 1, (19, 5, 4))),
     "bridge, forceAddress": Case(
         bridge.PLUGIN,
         bridged(isGateway=True, forceAddress=True),
         GATEWAY,
-        Tried(14, 9, 7, 1, 1, (14, 3, 6)),
+        Tried(16, 10, 7, 1, 1, (18, 5, 4)),
         other_address,
         OTHER,
     ),
-    "bridge without ipam": Case(bridge.PLUGIN, always(bridge="br1"), BRIDGE, Tried(8, 5, 4, 1, 1, (13, 3, 6))),
+    "bridge without ipam": Case(bridge.PLUGIN, always(bridge="br1"), BRIDGE, Tried(9, 5, 4, 1, 1, (14, 8, 4))),
     "bridge, the interface left down": Case(
-        bridge.PLUGIN, always(bridge="br1", disableContainerInterface=True), BRIDGE, Tried(6, 3, 2, 1, 1, (11, 3, 6))
+        bridge.PLUGIN, always(bridge="br1", disableContainerInterface=True), BRIDGE, Tried(7, 3, 2, 1, 1, (12, 8, 4))
     ),
     "loopback": Case(
         loopback.PLUGIN, always(), (), Tried(1, 1, 0, 1, 0, (3, 1, 0)), lo_down, left=("container link lo",)
     ),
-    "portmap": Case(portmap.PLUGIN, published(), (PORTMAP, LOCALNET), Tried(14, 12, 24, 16, 12, (8, 7, 7))),
+    "portmap": Case(portmap.PLUGIN, published(), (PORTMAP, LOCALNET), Tried(14, 12, 24, 12, 12, (9, 9, 9))),
     "portmap, masqAll": Case(
-        portmap.PLUGIN, published(masqAll=True), (PORTMAP, LOCALNET), Tried(13, 11, 20, 15, 11, (7, 7, 7))
+        portmap.PLUGIN, published(masqAll=True), (PORTMAP, LOCALNET), Tried(13, 11, 20, 11, 11, (8, 9, 9))
     ),
-    "portmap, no snat": Case(portmap.PLUGIN, published(snat=False), (PORTMAP,), Tried(10, 9, 12, 13, 9, (5, 7, 7))),
+    "portmap, no snat": Case(portmap.PLUGIN, published(snat=False), (PORTMAP,), Tried(12, 11, 20, 11, 11, (8, 9, 9))),
     "portmap, conditions": Case(
-        portmap.PLUGIN, published(**CONDITIONS), (PORTMAP, LOCALNET), Tried(9, 7, 9, 11, 7, (10, 8, 8))
+        portmap.PLUGIN, published(**CONDITIONS), (PORTMAP, LOCALNET), Tried(9, 7, 9, 7, 7, (11, 10, 10))
     ),
     "portmap by iptables": Case(
         portmap.PLUGIN,
         published(backend="iptables"),
         (PORTMAP, LOCALNET, *HOSTPORT, *MARKING),
-        Tried(6, 4, 1, 8, 4, (5, 7, 7)),
+        Tried(8, 6, 5, 6, 6, (10, 10, 10)),
     ),
     "portmap by iptables, conditions": Case(
         portmap.PLUGIN,
         published(conditionsV4=["-s", "192.0.2.2"]),
         (PORTMAP, LOCALNET, *HOSTPORT, *MARKING),
-        Tried(6, 4, 1, 8, 4, (5, 7, 7)),
+        Tried(8, 6, 5, 6, 6, (10, 10, 10)),
     ),
     "portmap by iptables, another mark": Case(
         portmap.PLUGIN,
         published(externalSetMarkChain="MARK"),
         (PORTMAP, LOCALNET, *HOSTPORT),
-        Tried(6, 4, 1, 8, 4, (5, 7, 7)),
+        Tried(8, 6, 5, 6, 6, (10, 10, 10)),
     ),
     "portmap, ports of who is gone": Case(
-        portmap.PLUGIN, published(), (LOCALNET,), Tried(15, 14, 24, 16, 12, (12, 7, 7)), held_by_who_is_gone, HELD
+        portmap.PLUGIN, published(), (LOCALNET,), Tried(15, 14, 24, 12, 12, (13, 9, 9)), held_by_who_is_gone, HELD
     ),
     "portmap, ports of another network": Case(
-        portmap.PLUGIN, published(), (LOCALNET,), Tried(13, 12, 24, 16, 12, (14, 7, 7)), held_by_another_network
+        portmap.PLUGIN, published(), (LOCALNET,), Tried(13, 12, 24, 12, 12, (15, 9, 9)), held_by_another_network
     ),
-    "firewall": Case(firewall.PLUGIN, always(), (FIREWALL,), Tried(3, 2, 0, 2, 2, (7, 3, 3))),
+    "firewall": Case(firewall.PLUGIN, always(), (FIREWALL,), Tried(5, 4, 0, 4, 4, (11, 15, 10))),
     "firewall, what iptables drops": Case(
         firewall.PLUGIN,
         always(iptablesAdminChainName="MINE"),
         (FIREWALL, *ACCEPTING),
-        Tried(6, 2, 0, 2, 2, (10, 3, 3)),
+        Tried(8, 4, 0, 4, 4, (14, 15, 10)),
         policy_drop,
     ),
     "firewall, same-bridge": Case(
         firewall.PLUGIN,
         always(ingressPolicy="same-bridge"),
         (FIREWALL, CONFINED, WITHIN),
-        Tried(5, 2, 0, 2, 2, (9, 3, 3)),
+        Tried(7, 4, 0, 4, 4, (13, 15, 10)),
     ),
     "firewall, isolated": Case(
         firewall.PLUGIN,
         always(ingressPolicy="isolated"),
         (FIREWALL, CONFINED),
-        Tried(6, 4, 2, 2, 2, (9, 3, 3)),
+        Tried(8, 6, 4, 4, 4, (14, 15, 10)),
         left=(HOST_END,),
     ),
     "firewall, isolated behind portIsolation": Case(
         firewall.PLUGIN,
         always(ingressPolicy="isolated"),
         (FIREWALL, CONFINED),
-        Tried(5, 3, 0, 2, 2, (9, 3, 3)),
+        Tried(7, 5, 0, 4, 4, (13, 15, 10)),
         isolated_by_bridge,
     ),
-    "firewall by iptables": Case(firewall.PLUGIN, always(backend="iptables"), FORWARD, Tried(2, 2, 1, 2, 0, (1, 3, 1))),
+    "firewall by iptables": Case(firewall.PLUGIN, always(backend="iptables"), FORWARD, Tried(2, 2, 1, 2, 0, (2, 6, 3))),
     "firewall by iptables, same-bridge": Case(
         firewall.PLUGIN,
         always(backend="iptables", ingressPolicy="same-bridge"),
         (*FORWARD, ISOLATION),
-        Tried(4, 4, 2, 2, 0, (1, 3, 1)),
+        Tried(4, 4, 2, 2, 0, (2, 6, 3)),
     ),
     "firewall by iptables, isolated": Case(
         firewall.PLUGIN,
         always(backend="iptables", ingressPolicy="isolated"),
         (*FORWARD, ISOLATION),
-        Tried(4, 4, 2, 2, 0, (1, 3, 1)),
+        Tried(4, 4, 2, 2, 0, (2, 6, 3)),
     ),
     "firewall by firewalld": Case(
-        firewall.PLUGIN, always(), (FIREWALL,), Tried(5, 4, 6, 4, 4, (9, 4, 4)), firewalld_runs
+        firewall.PLUGIN, always(), (FIREWALL,), Tried(7, 6, 10, 6, 6, (13, 16, 11)), firewalld_runs
     ),
     "firewall by firewalld, same-bridge": Case(
         firewall.PLUGIN,
         always(ingressPolicy="same-bridge"),
         (FIREWALL, CONFINED, WITHIN),
-        Tried(7, 4, 6, 4, 4, (11, 4, 4)),
+        Tried(9, 6, 10, 6, 6, (15, 16, 11)),
         firewalld_runs,
     ),
-    "tuning": Case(tuning.PLUGIN, tuned, (), Tried(7, 7, 42, 7, 0, (2, 8, 0)), left=("file tuning/c1_eth0.json",)),
+    "tuning": Case(tuning.PLUGIN, tuned, (), Tried(7, 7, 42, 7, 0, (7, 8, 0)), left=("file tuning/c1_eth0.json",)),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
