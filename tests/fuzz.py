@@ -29,7 +29,7 @@ from unittest.mock import patch
 
 import cnikit.effects.iptables
 import cnikit.netlink.nftrules
-from cnikit import adopted, conditions, hostports, iptables, macspoofchk, masquerade, networks
+from cnikit import adopted, conditions, hostports, iptables, leftovers, macspoofchk, masquerade, networks
 from cnikit.attachments import Attachment, Cache
 from cnikit.effects import backup, conntrack, delegate, firewalld, kernel, leases, netns, systembus
 from cnikit.effects import netlink as sockets
@@ -51,7 +51,16 @@ from tests.fake_kernel import FakeNamespace, FakeWorld
 from tests.watch import Watch, watched
 
 # Imported here, or they would be files that are opened by who is watched.
-NEEDED = (adopted, backup, cnikit.effects.iptables, cnikit.netlink.nftrules, conditions, macspoofchk, masquerade)
+NEEDED = (
+    adopted,
+    backup,
+    cnikit.effects.iptables,
+    cnikit.netlink.nftrules,
+    conditions,
+    leftovers,
+    macspoofchk,
+    masquerade,
+)
 
 PLUGINS = tuple(module.PLUGIN for module in (bridge, loopback, portmap, firewall, tuning, host_local, static))
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS")
