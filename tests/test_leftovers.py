@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from socket import AF_INET, IPPROTO_SCTP
 from typing import Any
@@ -21,6 +21,7 @@ from cnikit.errors import CniError
 from cnikit.ipam import host_local
 from cnikit.netlink import codec
 from cnikit.netlink.nftables import NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE
+from cnikit.objects import Change, Refusal
 from cnikit.plugins import bridge, firewall, portmap
 from cnikit.request import Attachment
 from tests.conftest import BUILT, Call, ip, sh
@@ -370,15 +371,27 @@ def test_repair_of_a_third_owner_leaves_the_living_one_of_two(host: str, new_con
         assert owner.call("CHECK", "bridge").succeeded()
 
 
-def test_a_failed_add_leaves_a_shared_entry_as_it_was(host: str, new_container: Callable[[], str]) -> None:
+def test_a_failed_add_leaves_a_shared_entry_as_it_was(
+    host: str, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert host
     one, two = both(new_container)
     before = rules()
     routes = [{"dst": "203.0.113.0/24", "gw": "198.51.100.1"}]  # which no address of the container reaches
     addresses = [{"address": f"{V4}/24"}]
     ipam = {"type": "static", "addresses": addresses, "routes": routes}
+    there: list[bool] = []
+
+    def seen(self: nftables.Nftables, changes: Sequence[Change]) -> list[Refusal | None]:
+        done = changed(self, changes)
+        there.append(f"{V4} . 10.41.0.0/24" in sh("nft list set inet cnikit_masquerade inside4"))
+        return done
+
+    changed = nftables.Nftables.change
+    monkeypatch.setattr(nftables.Nftables, "change", seen)
     assert two.call("ADD", "bridge", ipam=ipam).status == 1
     assert rules() == before
+    assert all(there), "its owner is not without it for a moment"
     for kind in one.plugins:
         assert one.call("CHECK", kind).succeeded()
 
