@@ -189,8 +189,8 @@ class _Signs:
     def _judged_by_path(self, key: _Key, cached: Cached, added: result.Result) -> tuple[str, str]:
         state, why = self._said_by_path(key, cached.attachment, added)
         # What was leased before the result was cached is of an ADD that has ended.
-        may_be_made = state == UNKNOWN or self._noted_at.get(key, 0) > cached.written
-        return (ALIVE, _YOUNG) if state != ALIVE and may_be_made and self._is_young(key) else (state, why)
+        may_be_made = self._noted_at.get(key, 0) > cached.written and self._is_young(key)
+        return (ALIVE, _YOUNG) if state != ALIVE and may_be_made else (state, why)
 
     def _said_by_path(self, key: _Key, attachment: Attachment, added: result.Result) -> tuple[str, str]:
         if self._is_from_elsewhere(key):

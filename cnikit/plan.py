@@ -186,6 +186,13 @@ def _undone(what: Object, world: World) -> list[CniError]:
         changes = what.removals(world)
     except CniError as e:
         return [e]
+    return _cleared(changes, world)
+
+
+def _cleared(changes: Sequence[Change], world: World) -> list[CniError]:
+    """Do changes of a clean-up, as one transaction where that can be; return what went wrong."""
+    if len(changes) > 1 and _done(changes, world):
+        return []
     return [fault for change in changes for fault in _tried(change, world)]
 
 
@@ -219,9 +226,7 @@ def remove(plan: Iterable[Step], world: World) -> list[CniError]:
     """
     faults: list[CniError] = []
     for steps in _runs(plan, lambda step: step.what.transaction or id(step)):
-        changes = [step.change() for step in steps]
-        if len(changes) == 1 or not _done(changes, world):
-            faults += [fault for change in changes for fault in _tried(change, world)]
+        faults += _cleared([step.change() for step in steps], world)
     return faults
 
 

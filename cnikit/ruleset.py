@@ -119,7 +119,8 @@ class Member(Object):
             return f"nftables: there is no {self._text()}"
         if found.data != self.element.data:
             return f"nftables: {self._text()} leads to {' . '.join(found.data)}, not {' . '.join(self.element.data)}"
-        return "" if owner(self.element) in owners(found) else f"nftables: {self._text()} belongs to {found.comment}"
+        is_served = owner(self.element) in owners(found) or not self._in_place_of(found, world)
+        return "" if is_served else f"nftables: {self._text()} belongs to {found.comment}"
 
     def _bounds(self, element: Element) -> list[tuple[bytes, bytes]]:
         """Return first and last value of each word: an interval is found by any key that lies in it."""
@@ -131,13 +132,18 @@ class Member(Object):
 
     def _in_place_of(self, found: Element, world: World) -> Sequence[Change]:
         """Return what makes it where its key is taken."""
-        removal = Remove(self.replace(element=found))
-        if found.data or not is_alive_elsewhere(found.comment, self.element.comment, world):
+        removal, living = Remove(self.replace(element=found)), self._living_owners(found, world)
+        if found.data or not living:
             # The key, mostly a container's address, is no longer its former owner's: IPAM says whose it is.
             return (removal, Make(self))
-        if found.also and is_alive_elsewhere(found.also, self.element.comment, world):
+        if len(living) == 2:
             return ()  # A third has the same address: its entry serves as long as one of the two is there.
-        return (removal, Make(self.replace(element=found.replace(also=self.element.comment))))
+        return (removal, Make(self.replace(element=found.replace(comment=living[0], also=self.element.comment))))
+
+    def _living_owners(self, found: Element, world: World) -> list[str]:
+        """Return the tags of other networks' attachments that an element belongs to and that may be alive."""
+        tags = (found.comment, found.also)
+        return [tag for tag in tags if tag and is_alive_elsewhere(tag, self.element.comment, world)]
 
     def removals(self, world: World) -> Sequence[Change]:
         found = world[self.where].element(self.table, self.element)
@@ -163,7 +169,7 @@ class Pair(Member):
         for element in found:
             if self._bounds(element) == self._bounds(self.element):
                 return self._in_place_of(element, world)
-        if any(is_alive_elsewhere(element.comment, self.element.comment, world) for element in found):
+        if any(self._living_owners(element, world) for element in found):
             return ()  # Another network's container with this address has a subnet that is nearly ours.
         return (*(Remove(self.replace(element=element)) for element in found), Make(self))
 

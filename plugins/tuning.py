@@ -65,6 +65,7 @@ from cnikit.main import main
 from cnikit.objects import CONTAINER, Sysctl, is_general
 from cnikit.plan import Add, Del, Set, apply, remove
 from cnikit.plugin import Plugin
+from cnikit.request import Attachment
 from cnikit.result import Interface, Result
 from cnikit.settings import AllMulticast, Mac, Mtu, Promiscuous, QueueLength
 from cnikit.value import Value
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cnikit.objects import Object
-    from cnikit.request import Attachment, Request
+    from cnikit.request import Request
     from cnikit.settings import Setting
 
 DATA_DIR = "/run/cni/tuning"
@@ -405,15 +406,18 @@ def check(request: Request) -> None:
 
 def gc(request: Request) -> None:
     """Remove the files of this network's attachments that are not valid any more. Those of the reference name none."""
-    valid = request.valid_attachments()
+    from cnikit import ownership, ruleset
+
     faults = []
-    for path in backup.paths(_data_dir(request)):
-        try:
-            kept = backup.load(path)
-            if kept and kept.network == request.attachment.network and (kept.container, kept.ifname) not in valid:
-                backup.forget(path)
-        except CniError as e:
-            faults.append(e)
+    with World() as world:
+        whose = ruleset.whose_to_remove(request, world)
+        for path in backup.paths(_data_dir(request)):
+            try:
+                kept = backup.load(path)
+                if kept and whose(ownership.tag(Attachment(kept.network, kept.container, kept.ifname))):
+                    backup.forget(path)
+            except CniError as e:
+                faults.append(e)
     if faults:
         raise collected(faults, "GC")
 

@@ -436,9 +436,8 @@ class TestWhatCannotBeTold:
         assert now[1:] == was[1:]
         return done.stdout.splitlines()
 
-    def test_in_a_pid_namespace(self, attached: Node, tmp_path: Path) -> None:
+    def test_in_a_pid_namespace(self, attached: Node) -> None:
         remove(attached.web)
-        forget_notes(tmp_path)
         why = f"{attached.web} is gone, and not all processes can be seen from here"
         lines = self.kept(attached, "unshare", "--pid", "--fork", "--mount-proc")
         assert lines == [f"kept {key(attached.web)}: {why}", "nothing to free"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from socket import AF_INET, IPPROTO_SCTP
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
-from cnikit import hostports, leftovers
+from cnikit import hostports, leftovers, request
 from cnikit.effects import nftables
 from cnikit.effects.iptables import Iptables
 from cnikit.effects.kernel import World
@@ -20,9 +21,10 @@ from cnikit.errors import CniError
 from cnikit.ipam import host_local
 from cnikit.netlink import codec
 from cnikit.netlink.nftables import NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE
+from cnikit.objects import Change, Refusal
 from cnikit.plugins import bridge, firewall, portmap
 from cnikit.request import Attachment
-from tests.conftest import Call, ip, sh
+from tests.conftest import BUILT, Call, ip, sh
 from tests.packets import UDP, arrived, server, udp_socket, unreached, wire
 
 V4, V6 = "10.41.0.2", "fd00:41::2"
@@ -44,6 +46,18 @@ class Owner:
         self.said = ""
 
     def call(self, verb: str, kind: str, **keys: Any) -> Call:
+        return Call(PLUGINS[kind], verb, self.conf(kind, **keys), **self.environ)
+
+    def repair(self, kind: str) -> tuple[str, ...]:
+        """Have a plugin put back what is missing; return the command lines."""
+        environ = {"CNI_COMMAND": "CHECK", "CNI_PATH": str(BUILT), **self.environ}
+        return PLUGINS[kind].repair(request.parse(environ, json.dumps(self.conf(kind)).encode))
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"CNI_NETNS": self.netns, "CNI_CONTAINERID": self.container, "CNI_IFNAME": self.ifname}
+
+    def conf(self, kind: str, **keys: Any) -> dict[str, Any]:
         conf = {"cniVersion": "1.1.0", "name": self.network, "type": kind, **self.plugins[kind], **keys}
         if kind == "bridge":
             addresses = [{"address": f"{V4}/24"}, {"address": f"{V6}/64"}]
@@ -55,8 +69,7 @@ class Owner:
             }
         if self.result:
             conf = {**conf, "prevResult": self.result}
-        environ = {"CNI_NETNS": self.netns, "CNI_CONTAINERID": self.container, "CNI_IFNAME": self.ifname}
-        return Call(PLUGINS[kind], verb, conf, **environ)
+        return conf
 
     def add(self) -> Owner:
         for kind in self.plugins:
@@ -327,15 +340,58 @@ def test_a_third_owner_goes_along_with_the_two(host: str, new_container: Callabl
     assert rules() == before
 
 
-def test_a_failed_add_leaves_a_shared_entry_as_it_was(host: str, new_container: Callable[[], str]) -> None:
+def test_a_third_owner_becomes_the_second_when_one_of_the_two_has_gone(
+    host: str, new_container: Callable[[], str]
+) -> None:
+    assert host
+    one, two = both(new_container, firewall={})
+    two.add()
+    three = Owner(new_container(), "three", "c3", bridge={"ipMasq": True}, firewall={}).add()
+    for kind in three.plugins:
+        assert three.call("CHECK", kind).succeeded(), "what the two have serves it"
+        assert three.repair(kind) == ()
+    one.delete()
+    for kind, entry in ("bridge", "sources4"), ("firewall", "containers4"):
+        code, why = three.call("CHECK", kind).error()
+        assert (code, entry in why) == (101, True)
+        assert three.repair(kind)
+    two.delete()
+    for kind in three.plugins:
+        assert three.call("CHECK", kind).succeeded()
+
+
+def test_repair_of_a_third_owner_leaves_the_living_one_of_two(host: str, new_container: Callable[[], str]) -> None:
+    assert host
+    one, two = both(new_container)
+    two.add()
+    three = Owner(new_container(), "three", "c3", bridge={"ipMasq": True}).add()
+    one.die()
+    three.repair("bridge")
+    for owner in (two, three):
+        assert owner.call("CHECK", "bridge").succeeded()
+
+
+def test_a_failed_add_leaves_a_shared_entry_as_it_was(
+    host: str, new_container: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert host
     one, two = both(new_container)
     before = rules()
     routes = [{"dst": "203.0.113.0/24", "gw": "198.51.100.1"}]  # which no address of the container reaches
     addresses = [{"address": f"{V4}/24"}]
     ipam = {"type": "static", "addresses": addresses, "routes": routes}
+    there: list[bool] = []
+
+    def seen(self: nftables.Nftables, changes: Sequence[Change]) -> list[Refusal | None]:
+        done = changed(self, changes)
+        there.append(f"{V4} . 10.41.0.0/24" in sh("nft list set inet cnikit_masquerade inside4"))
+        return done
+
+    changed = nftables.Nftables.change
+    monkeypatch.setattr(nftables.Nftables, "change", seen)
     assert two.call("ADD", "bridge", ipam=ipam).status == 1
     assert rules() == before
+    assert all(there), "its owner is not without it for a moment"
     for kind in one.plugins:
         assert one.call("CHECK", kind).succeeded()
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cnikit import request
+from cnikit import ownership, request
 from cnikit.effects import backup
 from cnikit.errors import CniError
 from cnikit.netlink.rtnetlink import Link
@@ -1115,6 +1115,20 @@ def test_gc_removes_the_files_of_this_networks_attachments_that_are_gone(eth0: s
     assert files(folder) == ["c1_eth0.json", *others]
     assert gc(folder).succeeded()
     assert files(folder) == others
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_gc_that_keeps_the_living_keeps_the_file_of_one_with_a_tagged_link(
+    host: str, eth0: str, folder: Path, is_alive: bool
+) -> None:
+    assert host
+    call("ADD", config(folder, eth0, mtu=1400), eth0).result()
+    attachment = request.Attachment("net1", "c1", "eth0")
+    name, tag = ownership.host_ends(attachment)[0], ownership.tag(attachment)
+    sh(f"ip link add {name} type bridge")
+    sh(f"ip link set {name} alias {tag if is_alive else 'other'}")
+    assert gc(folder, **{ownership.KEEPS_LIVING: True}).succeeded()
+    assert files(folder) == (["c1_eth0.json"] if is_alive else [])
 
 
 @pytest.mark.usefixtures("stuck")
