@@ -52,9 +52,10 @@ What is kept:
 
 Without an option the host tells what is attached: an interface whose host end is there,
 or an address leased in the last five minutes. An attachment is gone when its address
-was leased before this boot, or when the path of its network namespace and its host end
-are gone. What cannot be told is kept and printed: when not all processes can be seen
-(run it as root, in the host's pid namespace), or a cached result cannot be read.
+was leased before this boot, when the path of its network namespace and its host end
+are gone, or when only rules in our tables of nftables are left of it. What cannot be
+told is kept and printed: when not all processes can be seen (run it as root, in the
+host's pid namespace), or a cached result cannot be read.
 
 What is gone gets DEL, in all versions of the protocol, with the configuration and the
 arguments of its cached result; then the plugins get GC (since 1.1.0). Other runtimes may
