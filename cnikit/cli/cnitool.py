@@ -182,10 +182,11 @@ def _gc(options: argparse.Namespace) -> None:
     def report(one: Standing, is_freed: bool) -> None:
         if is_freed:
             freed.append(one)
-            print(f"{doing} {'/'.join(one.attachment.key)}: {one.why if keep is None else 'it is not to be kept'}")
+            why = one.why if keep is None else "it is not to be kept"
+            print(printable(f"{doing} {'/'.join(one.attachment.key)}: {why}"))
         elif keep is None and one.state != ALIVE:
             why = one.why if one.state == UNKNOWN else "it was attached again"
-            print(f"kept {'/'.join(one.attachment.key)}: {why}")
+            print(printable(f"kept {'/'.join(one.attachment.key)}: {why}"))
 
     runtime.gc(network, keep, options.dry_run, report)
     if not freed and not network.disable_gc:
