@@ -47,6 +47,11 @@ def format_cidr(packed: bytes, length: int) -> str:
     return f"{format_ip(packed)}/{length}"
 
 
+def format_host(packed: bytes) -> str:
+    """Return "10.1.0.7/32": the subnet of an address alone."""
+    return format_cidr(packed, len(packed) * 8)
+
+
 def family(packed: bytes) -> int:
     """Return AF_INET or AF_INET6."""
     return AF_INET if len(packed) == 4 else AF_INET6

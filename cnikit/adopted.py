@@ -13,7 +13,7 @@ from cnikit.netlink.nftables import Table
 from cnikit.objects import HOST
 from cnikit.ownership import digest, keeps_living, network_tags, reference_chain
 from cnikit.plan import Del
-from cnikit.ruleset import Foreign
+from cnikit.ruleset import Foreign, has_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,19 +41,14 @@ def masquerade(request: Request, world: World) -> list[Step]:
 
 def masquerade_of(attachment: Attachment, given: Callable[[], Sequence[IP]], world: World) -> list[Step]:
     """Return the steps that take away an attachment's masquerading, of given addresses, or without any of all."""
-    there = world[HOST].tables()
     steps: list[Step] = []
-    if _is_among(_MASQUERADE, there):
+    if has_table(_MASQUERADE, world):
         steps.append(Del(Foreign(HOST, "masq_checks", _MASQUERADE, _comment(attachment))))
     if is_there("nat", reference_chain("CNI-", attachment), world):
         from cnikit import iptables
 
         steps += iptables.masquerade_removal(attachment, given())
     return steps
-
-
-def _is_among(table: Table, there: Collection[tuple[str, str]]) -> bool:
-    return (table.family, table.name) in there
 
 
 def _comment(attachment: Attachment) -> str:
@@ -73,11 +68,10 @@ def port_mappings(request: Request, world: World) -> list[Step]:
 
 def port_mappings_of(attachment: Attachment, world: World) -> list[Step]:
     """Return the steps that take away an attachment's port mappings."""
-    there = world[HOST].tables()
     steps: list[Step] = [
         Del(Foreign(HOST, chain, table, attachment.container, whole=True))
         for table in _HOSTPORT
-        if _is_among(table, there)
+        if has_table(table, world)
         for chain in ("hostports", "masquerading")
     ]
     if is_there("nat", reference_chain("CNI-DN-", attachment), world):

@@ -17,7 +17,7 @@ What is wanted is compared with what iptables-save lists, and what differs goes 
 
 from __future__ import annotations
 
-from cnikit.address import format_cidr, network, parse_cidr, parse_ip
+from cnikit.address import format_cidr, format_host, network, parse_cidr, parse_ip
 from cnikit.errors import invalid_config
 from cnikit.objects import HOST, Object, Remove
 from cnikit.ownership import reference_chain
@@ -323,10 +323,10 @@ def _masquerade(
         own += [
             Rule(chain, f"-d {format_cidr(network(packed, length), length)} {comment}", "ACCEPT"),
             Rule(chain, f"! -d {_MULTICAST[version]} {comment}", "MASQUERADE"),
-            Rule("POSTROUTING", f"-s {_host(packed)} {comment}", chain),
+            Rule("POSTROUTING", f"-s {format_host(packed)} {comment}", chain),
         ]
     # Older references have made jumps for the whole subnet.
-    sources = [_host(packed) for packed, _ in cidrs]
+    sources = [format_host(packed) for packed, _ in cidrs]
     sources += [format_cidr(network(packed, length), length) for packed, length in cidrs]
     return Rules(HOST, "nat", version, private=(chain,), own=tuple(own), sources=tuple(sources))
 
@@ -407,7 +407,7 @@ def _translations(
         if len(host) != len(packed):
             continue
         protocol = mapping.protocol.lower()
-        to_host = f"-d {_host(host)} " if any(host) else ""
+        to_host = f"-d {format_host(host)} " if any(host) else ""
         base = f"{to_host}-p {protocol} -m {protocol} --dport {mapping.host_port}"
         marked = sources if options.snat else ()
         rules += [Rule(chain, f"{source}{base}", options.set_mark_chain or _SETMARK) for source in marked]
@@ -473,8 +473,8 @@ def _accepting(cidrs: Iterable[tuple[bytes, int]]) -> tuple[Rule, ...]:
         rule
         for packed, _ in cidrs
         for rule in (
-            Rule(_FORWARD, f"-d {_host(packed)} -m conntrack --ctstate RELATED,ESTABLISHED", "ACCEPT"),
-            Rule(_FORWARD, f"-s {_host(packed)}", "ACCEPT"),
+            Rule(_FORWARD, f"-d {format_host(packed)} -m conntrack --ctstate RELATED,ESTABLISHED", "ACCEPT"),
+            Rule(_FORWARD, f"-s {format_host(packed)}", "ACCEPT"),
         )
     )
 
@@ -569,10 +569,6 @@ def _by_version(ips: Iterable[IP]) -> list[tuple[int, list[tuple[bytes, int]]]]:
     """Return address and prefix length of the addresses of either family."""
     cidrs = [parse_cidr(ip.address) for ip in ips]
     return [(version, [cidr for cidr in cidrs if len(cidr[0]) * 8 == bits]) for version, bits in _BITS.items()]
-
-
-def _host(packed: bytes) -> str:
-    return format_cidr(packed, len(packed) * 8)
 
 
 def _comment(text: str) -> str:

@@ -19,7 +19,7 @@ goes last: where something cannot be taken away the ADD fails, and the next one 
 from __future__ import annotations
 
 from cnikit import adopted, forwarding, hostports, macspoofchk, masquerade, ownership, ruleset
-from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
+from cnikit.address import format_host, format_ip, parse_cidr, parse_ip
 from cnikit.effects import locks, notes
 from cnikit.errors import CniError, collected
 from cnikit.netlink.nftables import Element
@@ -82,7 +82,7 @@ def clear(attachment: Attachment, ips: Iterable[IP], world: World, chained: bool
     mine, addresses = ownership.tag(attachment), [parse_cidr(ip.address)[0] for ip in ips]
     own = (mine, mine + UNLINKED) if chained else ()
     signs = [sign for packed in addresses for sign in _signs(packed)] + ([] if chained else _guards(attachment))
-    found = world[HOST].held([(table, element) for table, element in signs if _is_there(table, world)])
+    found = world[HOST].held([(table, element) for table, element in signs if ruleset.has_table(table, world)])
     if all(element.comment in own and not element.also for element in found):
         return
     given = [format_ip(packed) for packed in addresses]
@@ -146,13 +146,9 @@ def _guards(attachment: Attachment) -> list[tuple[Table, Element]]:
     return [(macspoofchk.TABLE, Element("guarded", (name,))) for name in ownership.host_ends(attachment)]
 
 
-def _is_there(table: Table, world: World) -> bool:
-    return (table.family, table.name) in world[HOST].tables()
-
-
 def _listed(prefix: str, world: World) -> list[Entry]:
     """Return all entries of which an owner's tag begins so."""
-    there = [table for table in TABLES if _is_there(table, world)]
+    there = [table for table in TABLES if ruleset.has_table(table, world)]
     return [Entry(table, element) for table in there for element in world[HOST].elements(table, prefix)]
 
 
@@ -179,7 +175,9 @@ def _clear_rest(
         lambda: _conditional_rules(dead, world) if published else (),
         lambda: _by_iptables(attachments, world),
         # These do not say whose they are.
-        lambda: adopted.firewall_of([IP(_whole(address)) for address in addresses if address not in shared], world),
+        lambda: adopted.firewall_of(
+            [IP(format_host(parse_ip(address))) for address in addresses if address not in shared], world
+        ),
         lambda: _zone_sources(forwarded - shared, world),
         lambda: [Del(hostports.FlowsOf(HOST, address)) for address in addresses],
     )
@@ -226,13 +224,9 @@ def _zone_sources(addresses: Collection[str], world: World) -> list[Step]:
 
     if not firewalld.is_running():
         return []
-    found = [(world[HOST].zone_of(_whole(address)), _whole(address)) for address in sorted(addresses)]
+    cidrs = [format_host(parse_ip(address)) for address in sorted(addresses)]
+    found = [(world[HOST].zone_of(cidr), cidr) for cidr in cidrs]
     return [Del(ZoneSource(HOST, zone, cidr)) for zone, cidr in found if zone]
-
-
-def _whole(address: str) -> str:
-    packed = parse_ip(address)
-    return format_cidr(packed, len(packed) * 8)
 
 
 def _name_living(entries: Sequence[Entry], living: Iterable[str]) -> None:

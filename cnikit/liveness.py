@@ -6,7 +6,8 @@ leases know all, so they decide. An attachment is
 alive   when a link of the host's has its tag, or the veth that its cached result lists is there, or its interface is in
         its namespace, or its lease is younger than evidence.GRACE: its ADD may be under way
 dead    when its lease is of a container that cannot exist any more (cnikit.effects.evidence), or its ADD has ended, the
-        path of its namespace is gone, nor is it mounted elsewhere, and it has no such link
+        path of its namespace is gone, nor is it mounted elsewhere, and it has no such link, or nothing is left of it
+        but elements of nftables whose tag says that it had one
 unknown otherwise: its namespace is not known, not all processes are to be seen, it was attached from another network
         namespace, its cached result cannot be read
 
@@ -20,10 +21,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cnikit import ownership, request, result, spec
+from cnikit import leftovers, ownership, request, result, ruleset, spec
 from cnikit.attachments import Attachment, Cached, Unreadable
 from cnikit.effects import evidence, files, leases, netns
-from cnikit.effects.kernel import World
+from cnikit.effects.kernel import World, may_look
 from cnikit.errors import CniError
 from cnikit.fields import Fields
 from cnikit.ipam import host_local
@@ -118,6 +119,7 @@ class _Signs:
         self._network = network
         self._world = world
         self._tags = {link.alias: link for link in world[HOST].links() if link.alias}
+        self._left = _owners_of_elements(network, world)
         self._now = leases.note("")
         self._notes: dict[_Key, list[str]] = {}
         self._noted_at: dict[_Key, int] = {}
@@ -142,8 +144,8 @@ class _Signs:
             self._notes.setdefault(key, []).append(note)
 
     def tagged_keys(self) -> Iterator[_Key]:
-        """Return the attachments whose links' tags say in full whose they are."""
-        for tag in self._tags:
+        """Return the attachments of which the tag of a link, or of an element, says in full whose it is."""
+        for tag in (*self._tags, *self._left):
             container, _, ifname = tag.removeprefix(f"cni:{self._network}/").partition("/")
             is_named = spec.is_name(container) and not spec.ifname_fault(ifname)
             if is_named and tag in _tags(self._network, (container, ifname)):
@@ -176,6 +178,8 @@ class _Signs:
             return self._judged_by_path(key, cached, added)
         if self._is_young(key):
             return ALIVE, _YOUNG
+        if not doubt and key not in self._notes:
+            return DEAD, "its interface is gone"
         return UNKNOWN, doubt or "it holds an address, and nothing tells whether its container is there"
 
     def _linked(self, tags: tuple[str, ...]) -> Link | None:
@@ -233,6 +237,13 @@ class _Signs:
             self._is_mounted_known = True
             self._mounted = _mounted() if evidence.namespaces() is not None else None
         return self._mounted
+
+
+def _owners_of_elements(network: str, world: World) -> set[str]:
+    """Return the tags of a network's attachments that elements of nftables have."""
+    there = [table for table in leftovers.TABLES if may_look(world) and ruleset.has_table(table, world)]
+    found = [element for table in there for element in world[HOST].elements(table, f"cni:{network}/")]
+    return {tag for element in found for tag in (element.comment, element.also)}
 
 
 def _lease_folders(network: Network) -> list[str]:

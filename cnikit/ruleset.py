@@ -246,6 +246,11 @@ def taken_from(element: Element, table: Table, whose: Callable[[str], bool]) -> 
     ]
 
 
+def has_table(table: Table, world: World) -> bool:
+    """Tell whether the host has a table, of ours or another suite's."""
+    return (table.family, table.name) in world[HOST].tables()
+
+
 def outdated(tables: Iterable[Table], request: Request, world: World) -> list[Step]:
     """Return the steps that take away the elements DEL, or GC, is to. Where no such table is, one look says so."""
     network = request.attachment.network
@@ -255,11 +260,10 @@ def outdated(tables: Iterable[Table], request: Request, world: World) -> list[St
 
 def tagged(tables: Iterable[Table], prefixes: Iterable[str], whose: Callable[[str], bool], world: World) -> list[Step]:
     """Return the steps that take the elements of tables from those owners; their tags begin with one of prefixes."""
-    there = world[HOST].tables()
     found = {
         (table, element): None
         for table in tables
-        if (table.family, table.name) in there
+        if has_table(table, world)
         for prefix in dict.fromkeys(prefixes)
         for element in world[HOST].elements(table, prefix)
     }

@@ -45,7 +45,7 @@ whose they are.
 from __future__ import annotations
 
 from cnikit import adopted, chained, ownership, spec
-from cnikit.address import format_cidr, format_ip, parse_cidr, parse_ip
+from cnikit.address import format_host, format_ip, parse_cidr, parse_ip
 from cnikit.effects import firewalld
 from cnikit.effects.kernel import World
 from cnikit.errors import CniError, collected, invalid_config
@@ -56,7 +56,7 @@ from cnikit.objects import HOST
 from cnikit.plan import Add, Del, Ensure, Step, apply, clear, mend, preflight, remove
 from cnikit.plugin import Plugin
 from cnikit.result import IP
-from cnikit.ruleset import Appended, Member, Recent, Ruleset, member, outdated, owners
+from cnikit.ruleset import Appended, Member, Recent, Ruleset, has_table, member, outdated, owners
 from cnikit.settings import Isolated
 from cnikit.value import Value
 from cnikit.zones import ZoneSource
@@ -188,7 +188,7 @@ def _plan(request: Request, world: World) -> list[Step]:
     # A port that bridge has isolated is not this plugin's to put back.
     native = [step for step in planned if not isinstance(step.what, Isolated) or step.what.fault(world)]
     if backend == "firewalld":
-        return [*native, *(Add(ZoneSource(HOST, conf.zone, _whole(packed))) for packed in _packed(given.ips))]
+        return [*native, *(Add(ZoneSource(HOST, conf.zone, format_host(packed))) for packed in _packed(given.ips))]
     return [*native, *accepting(world)]
 
 
@@ -200,10 +200,6 @@ def _is_bridge(name: str, world: World) -> bool:
 def _packed(ips: Iterable[IP]) -> dict[bytes, None]:
     """Return the addresses, each once."""
     return dict.fromkeys(parse_cidr(ip.address)[0] for ip in ips)
-
-
-def _whole(packed: bytes) -> str:
-    return format_cidr(packed, len(packed) * 8)
 
 
 def _add(request: Request) -> Result:
@@ -247,13 +243,13 @@ def _addresses(steps: list[Step]) -> list[IP]:
     elements = [(step, step.what.element) for step in steps if isinstance(step.what, Member)]
     kept = [element.key for step, element in elements if isinstance(step, Add)]
     gone = [element for _, element in elements if element.set.startswith("containers") and element.key not in kept]
-    return [IP(_whole(parse_ip(element.key[0]))) for element in gone]
+    return [IP(format_host(parse_ip(element.key[0]))) for element in gone]
 
 
 def _of_no_other(ips: Iterable[IP], request: Request, world: World) -> list[IP]:
     """Return the addresses that no other attachment has by now: what is left does not say whose it is."""
     whose = ownership.outdated(request)
-    if (TABLE.family, TABLE.name) not in world[HOST].tables():
+    if not has_table(TABLE, world):
         return list(ips)
     found: list[IP] = []
     for ip in ips:
@@ -268,7 +264,7 @@ def _zone_sources(request: Request, addresses: Sequence[IP]) -> list[Step]:
     zone = request.config.raw("firewalldZone") or ZONE
     if not addresses or request.config.raw("backend") in ("iptables", "nftables") or not firewalld.is_running():
         return []
-    return [Del(ZoneSource(HOST, str(zone), _whole(packed))) for packed in _packed(addresses)]
+    return [Del(ZoneSource(HOST, str(zone), format_host(packed))) for packed in _packed(addresses)]
 
 
 def _policy_by_iptables(request: Request, world: World) -> Iterable[Step]:

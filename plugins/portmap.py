@@ -64,7 +64,7 @@ from cnikit.netlink.nftables import PROTOCOLS
 from cnikit.objects import HOST, Sysctl
 from cnikit.plan import Add, Del, Ensure, Set, Step, apply, clear, mend, preflight, remove
 from cnikit.plugin import Plugin
-from cnikit.ruleset import Foreign, Member, Ruleset, outdated, whose_to_remove
+from cnikit.ruleset import Foreign, Member, Ruleset, has_table, outdated, whose_to_remove
 from cnikit.value import Value
 
 TYPE_CHECKING = False
@@ -314,7 +314,7 @@ def _asked_for(request: Request) -> list[hostports.StaleFlows]:
 def _rules(request: Request, world: World) -> list[Step]:
     """Return the steps that take away what was published on conditions."""
     whose = whose_to_remove(request, world)
-    if (TABLE.family, TABLE.name) not in world[HOST].tables():
+    if not has_table(TABLE, world):
         return []
     found = dict.fromkeys(one for one in world[HOST].rules(TABLE) if one[0].startswith("conditional"))
     return [Del(Foreign(HOST, chain, TABLE, said, whole=True)) for chain, said in found if whose(said)]

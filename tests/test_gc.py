@@ -304,6 +304,26 @@ class TestWhatIsGone:
         assert attached.check(attached.db) == [0]
         assert attached.tool("gc") == (0, ["nothing to free"], "")
 
+    @VERSIONS
+    def test_rules_that_are_left_alone_without_lease_or_cached_result(
+        self, attached: Node, tmp_path: Path, version: str
+    ) -> None:
+        attached.configure(of_version(tmp_path, version))
+        remove(attached.web)
+        (entry,) = attached.results.glob(f"*{container_id(attached.web)}*")
+        entry.unlink()
+        with Store(str(tmp_path / "networks" / "net1")) as store:
+            owner = leases.owner(container_id(attached.web), "eth0")
+            store.release(owner, store.addresses_of(owner))
+        others, before = traces(attached, attached.db), everything(attached)
+        assert traces(attached, attached.web)
+        line = f"{key(attached.web)}: its interface is gone"
+        assert attached.tool("gc", "--dry-run") == (0, [f"would free {line}"], "")
+        assert everything(attached) == before
+        assert attached.tool("gc") == (0, [f"freed {line}"], "")
+        assert (traces(attached, attached.web), traces(attached, attached.db)) == ([], others)
+        assert attached.tool("gc") == (0, ["nothing to free"], "")
+
     def test_without_leases_our_bridges_tags_tell_what_is_attached(self, node: Node) -> None:
         node.configure({"cniVersion": "1.1.0", "name": "net1", "plugins": [{"type": "bridge", "bridge": "br1"}]})
         assert node.tool("gc") == (0, ["nothing to free"], "")

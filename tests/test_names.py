@@ -140,14 +140,15 @@ def test_nor_what_a_plugin_says(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "one\\x1b[2J\ntwo\n"
 
 
+@pytest.mark.parametrize("command", [["repair"], ["gc", "--dry-run"], ["gc", "--dry-run", "--all"]])
 def test_nor_what_cached_results_say(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     source = json.dumps({"cniVersion": "1.1.0", "name": "net1", "plugins": [{"type": "other"}]}).encode()
     (tmp_path / "net.conflist").write_bytes(source)
-    Cache(tmp_path).store(parse(source), Named("c1", "e\x1b[2J", "/nowhere"), {"cniVersion": "1.1.0"})
+    Cache(tmp_path).store(parse(source), Named("c1", "e\x1b[2J", "/no\x1b[2Jwhere"), {"cniVersion": "1.1.0"})
     monkeypatch.setenv("NETCONFPATH", str(tmp_path))
-    cnitool.main(["repair", "net1", "--cache", str(tmp_path)])
+    cnitool.main([*command, "net1", "--cache", str(tmp_path)])
     said = capsys.readouterr()
     assert "c1/e\\x1b[2J" in said.out + said.err
     assert "\x1b" not in said.out + said.err

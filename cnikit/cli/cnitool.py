@@ -52,9 +52,10 @@ What is kept:
 
 Without an option the host tells what is attached: an interface whose host end is there,
 or an address leased in the last five minutes. An attachment is gone when its address
-was leased before this boot, or when the path of its network namespace and its host end
-are gone. What cannot be told is kept and printed: when not all processes can be seen
-(run it as root, in the host's pid namespace), or a cached result cannot be read.
+was leased before this boot, when the path of its network namespace and its host end
+are gone, or when only rules in our tables of nftables are left of it. What cannot be
+told is kept and printed: when not all processes can be seen (run it as root, in the
+host's pid namespace), or a cached result cannot be read.
 
 What is gone gets DEL, in all versions of the protocol, with the configuration and the
 arguments of its cached result; then the plugins get GC (since 1.1.0). Other runtimes may
@@ -181,10 +182,11 @@ def _gc(options: argparse.Namespace) -> None:
     def report(one: Standing, is_freed: bool) -> None:
         if is_freed:
             freed.append(one)
-            print(f"{doing} {'/'.join(one.attachment.key)}: {one.why if keep is None else 'it is not to be kept'}")
+            why = one.why if keep is None else "it is not to be kept"
+            print(printable(f"{doing} {'/'.join(one.attachment.key)}: {why}"))
         elif keep is None and one.state != ALIVE:
             why = one.why if one.state == UNKNOWN else "it was attached again"
-            print(f"kept {'/'.join(one.attachment.key)}: {why}")
+            print(printable(f"kept {'/'.join(one.attachment.key)}: {why}"))
 
     runtime.gc(network, keep, options.dry_run, report)
     if not freed and not network.disable_gc:
