@@ -165,8 +165,13 @@ class Object(Value):
     # Whether repair puts it back when it has gone.
     mendable = False
 
+    @property
+    def word(self) -> str:
+        """Return the name as it stands in a command line."""
+        return spec.word(self.name)
+
     def command(self) -> str:
-        """Return the command line that makes it."""
+        """Return the command line that makes it, as a shell takes it."""
         raise NotImplementedError
 
     def removal(self) -> str:
@@ -230,7 +235,7 @@ class Bridge(Object):
 
     def command(self) -> str:
         mtu = f" mtu {self.mtu}" if self.mtu else ""
-        return f"ip link add {self.name}{mtu} type bridge"
+        return f"ip link add {self.word}{mtu} type bridge"
 
     def fault(self, world: World) -> str:
         return "" if world[self.where].link(self.name) else f"bridge {self.name} is gone"
@@ -250,7 +255,7 @@ class KeptMac(Object):
     """
 
     def command(self) -> str:
-        return f"ip link set {self.name} address $(cat /sys/class/net/{self.name}/address)"
+        return f"ip link set {self.word} address $(cat /sys/class/net/{self.word}/address)"
 
     def fault(self, world: World) -> str:
         kept = world[self.where].keeps_mac(self.name)
@@ -272,12 +277,12 @@ class Veth(Object):
     def command(self) -> str:
         mtu = f" mtu {self.mtu}" if self.mtu else ""
         mac = f" address {self.mac}" if self.mac else ""
-        master = f" master {self.bridge}" if self.bridge else ""
-        peer = f"peer name {self.peer}{mac}{mtu} netns {self.sandbox}"
-        return f"ip link add {self.name}{master}{mtu} type veth {peer}"
+        master = f" master {spec.word(self.bridge)}" if self.bridge else ""
+        peer = f"peer name {spec.word(self.peer)}{mac}{mtu} netns {spec.word(self.sandbox)}"
+        return f"ip link add {self.word}{master}{mtu} type veth {peer}"
 
     def removal(self) -> str:
-        return f"ip link del {self.name}"
+        return f"ip link del {self.word}"
 
     def fault(self, world: World) -> str:
         host, peer = world[self.where].link(self.name), world[CONTAINER].link(self.peer)
@@ -323,7 +328,7 @@ class Device(Object):
     """A link of whatever kind, to be deleted."""
 
     def removal(self) -> str:
-        return f"ip link del {self.name}"
+        return f"ip link del {self.word}"
 
 
 class Alias(Object):
@@ -332,7 +337,7 @@ class Alias(Object):
     alias: str
 
     def command(self) -> str:
-        return f"ip link set {self.name} alias {self.alias}"
+        return f"ip link set {self.word} alias {self.alias}"
 
     def fault(self, world: World) -> str:
         link = world[self.where].link(self.name)
@@ -352,7 +357,7 @@ class Port(Object):
 
     def command(self) -> str:
         hairpin, isolated = ("on" if flag else "off" for flag in (self.hairpin, self.isolated))
-        return f"bridge link set dev {self.name} hairpin {hairpin} isolated {isolated}"
+        return f"bridge link set dev {self.word} hairpin {hairpin} isolated {isolated}"
 
     def changes(self, world: World) -> Sequence[Change]:
         # What has just become a port has neither.
@@ -378,7 +383,7 @@ class FdbEntry(Object):
     mendable = True
 
     def command(self) -> str:
-        return f"bridge fdb replace {self.mac} dev {self.name} master static sticky"
+        return f"bridge fdb replace {self.mac} dev {self.word} master static sticky"
 
     def fault(self, world: World) -> str:
         if world[self.where].link(self.name) is None:
@@ -401,10 +406,10 @@ class Up(Object):
     """A link that is up."""
 
     def command(self) -> str:
-        return f"ip link set {self.name} up"
+        return f"ip link set {self.word} up"
 
     def removal(self) -> str:
-        return f"ip link set {self.name} down"
+        return f"ip link set {self.word} down"
 
     def fault(self, world: World) -> str:
         link = world[self.where].link(self.name)
@@ -417,7 +422,7 @@ class Carrier(Object):
     """A link whose operational state has become up: only then does a bridge's port forward (with STP, later)."""
 
     def command(self) -> str:
-        return f"# wait until {self.name} has a carrier: ip -br link show {self.name}"
+        return f"# wait until {self.word} has a carrier: ip -br link show {self.word}"
 
     def fault(self, world: World) -> str:
         link = world[self.where].link(self.name)
@@ -436,10 +441,10 @@ class Address(Object):
         brd = f" brd {format_ip(last)}" if last else ""
         scope = " scope global" if is_loopback(packed) else ""
         nodad = " nodad" if len(packed) == 16 and not self.dad else ""
-        return f"ip addr add {format_cidr(packed, length)}{brd}{scope} dev {self.name}{nodad}"
+        return f"ip addr add {format_cidr(packed, length)}{brd}{scope} dev {self.word}{nodad}"
 
     def removal(self) -> str:
-        return f"ip addr del {self.cidr} dev {self.name}"
+        return f"ip addr del {self.cidr} dev {self.word}"
 
     def fault(self, world: World) -> str:
         packed, length = parse_cidr(self.cidr)
@@ -506,7 +511,7 @@ class Settled(Object):
     """A link whose IPv6 addresses have passed duplicate address detection."""
 
     def command(self) -> str:
-        return f"# wait until none is tentative: ip -6 addr show dev {self.name} tentative"
+        return f"# wait until none is tentative: ip -6 addr show dev {self.word} tentative"
 
     def fault(self, world: World) -> str:
         for address in world[self.where].addresses(self.name):
@@ -537,7 +542,7 @@ class Route(Object):
         words.append(format_cidr(network(packed, length), length) if length else "default")
         for word, value in (
             ("via", self.gw),
-            ("dev", self.name),
+            ("dev", self.word),
             ("metric", self.priority),
             ("table", self.table if self.table != RT_TABLE_MAIN else 0),
             ("scope", self.scope or ("" if v6 or self.gw else "global")),
@@ -591,8 +596,7 @@ class Sysctl(Object):
         return self._setting(self.before or "")
 
     def _setting(self, value: str) -> str:
-        quote = "'" if value.split() != [value] else ""
-        return f"sysctl -w {quote}{self.name}={value}{quote}"
+        return f"sysctl -w {spec.word(f'{self.name}={value}')}"
 
     def message(self, removing: bool) -> Message | None:
         value = self.before if removing else self.value

@@ -279,5 +279,5 @@ def render(plan: Iterable[Step], sandbox: str) -> str:
     for step in plan:
         command = step.what.removal() if isinstance(step, Del) else step.what.command()
         inside = step.what.where == CONTAINER and not command.startswith("#")
-        lines.append(f"nsenter --net={sandbox} {command}" if inside else command)
+        lines.append(f"nsenter --net={spec.word(sandbox)} {command}" if inside else command)
     return "".join(line + "\n" for line in lines)

@@ -46,10 +46,10 @@ class Setting(Object):
         return (Make(self),) if self.fault(world) else ()
 
     def command(self) -> str:
-        return f"ip link set {self.name} {self.words(self.value)}"
+        return f"ip link set {self.word} {self.words(self.value)}"
 
     def removal(self) -> str:
-        return f"ip link set {self.name} {self.words(self.before)}"
+        return f"ip link set {self.word} {self.words(self.before)}"
 
     def fault(self, world: World) -> str:
         link = world[self.where].link(self.name)

@@ -67,6 +67,11 @@ def is_plain(text: str) -> bool:
     return PLAIN_CHARACTERS.issuperset(text)
 
 
+def word(text: str) -> str:
+    """Return a name or path as a shell takes it for one word."""
+    return text if (PLAIN_CHARACTERS | {"/", ":"}).issuperset(text) else "'" + text.replace("'", "'\\''") + "'"
+
+
 def ifname_fault(name: str) -> str:
     """Say why name cannot be an interface's name (the kernel's dev_valid_name), or return ""."""
     if not name:

@@ -108,6 +108,11 @@ def route(dst: str, gw: str = "", **keys: int) -> Route:
     return Route(CONTAINER, "eth0", dst, gw, **keys)
 
 
+# Names that a shell would take for something else.
+ODD = "b'$;`1"
+ODD_VETH = Veth(HOST, "v*$(id)", "e\"&0'", "", ODD, 0, MAC)
+ODD_LINKS = (Bridge(HOST, ODD), Up(HOST, ODD), ODD_VETH, Up(HOST, ODD_VETH.name), Up(CONTAINER, ODD_VETH.peer))
+
 # What is there before, and what is made.
 MADE: list[tuple[tuple[Object, ...], Object]] = [
     ((), Bridge(HOST, "br2")),
@@ -153,6 +158,18 @@ MADE: list[tuple[tuple[Object, ...], Object]] = [
         )
     ),
     ((VETH.replace(bridge="", name="v.1"),), Sysctl(HOST, "net/ipv4/conf/v.1/arp_filter", "1")),
+    ((), Bridge(HOST, ODD)),
+    ((Bridge(HOST, ODD),), KeptMac(HOST, ODD)),
+    (ODD_LINKS[:2], ODD_VETH),
+    *(
+        (ODD_LINKS, what)
+        for what in (
+            *(Alias(HOST, ODD_VETH.name, "cni:net1/c1/eth0"), Port(HOST, ODD_VETH.name, True, True)),
+            *(FdbEntry(HOST, ODD_VETH.name, OTHER), Address(CONTAINER, ODD_VETH.peer, "10.1.0.2/24")),
+            *(route("10.9.0.0/16").replace(name=ODD_VETH.peer), Mtu(CONTAINER, ODD_VETH.peer, 1300)),
+            Sysctl(CONTAINER, f"net/ipv4/conf/{ODD_VETH.peer}/arp_filter", "1"),
+        )
+    ),
     ((), ForwardingV6(HOST, "net/ipv6/conf/all/forwarding", "1")),
     *(
         (LINKED, setting)
@@ -183,6 +200,7 @@ MADE: list[tuple[tuple[Object, ...], Object]] = [
 REMOVED: list[tuple[tuple[Object, ...], Object]] = [
     (LINKS, VETH),
     (LINKS, Device(HOST, "veth1")),
+    (ODD_LINKS, ODD_VETH),
     (LINKS, Device(CONTAINER, "eth0")),
     (LINKED, Up(CONTAINER, "eth0")),
     *((BOTH, Address(CONTAINER, "eth0", cidr)) for cidr in ("10.1.0.2/24", "fd00::2/64")),
